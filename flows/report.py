@@ -1,0 +1,17 @@
+"""Stage ``report``: figures, tables and the page that shows them."""
+
+from __future__ import annotations
+
+from mor.config import load_params
+from tasks.report import write_report
+from tasks.runtime import flow, main
+
+
+@flow
+def report() -> None:
+    """Draw what was measured and write ``reports/report.html``."""
+    write_report(load_params().evaluation.samples)
+
+
+if __name__ == "__main__":
+    main(report)

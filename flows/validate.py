@@ -1,0 +1,18 @@
+"""Stage ``validate``: every data set against its expectations."""
+
+from __future__ import annotations
+
+from mor.config import load_params
+from tasks.runtime import flow, main
+from tasks.validation import validate_data
+
+
+@flow
+def validate() -> None:
+    """Check the data of all clients, the public prompts and the evaluation sets."""
+    params = load_params()
+    validate_data(list(params.clients), params.validation)
+
+
+if __name__ == "__main__":
+    main(validate)

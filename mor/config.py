@@ -1,0 +1,191 @@
+"""Settings: ``params.yaml`` as frozen, validated models, one section a stage.
+
+Defaults live in ``params.yaml`` alone: every field here is required unless its absence has a meaning of its own.
+Loads without torch, so that a wrong key is reported within a second.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+RouterKind = Literal["federated", "preferences", "online", "uniform", "static", "oracle"]
+RewardKind = Literal["implicit", "head"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; the message says what was got, what was expected and what to do."""
+
+
+class ConfigError(UserError, ValueError):
+    """``params.yaml`` cannot be used; the message names the key and the fix."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Client(Section):
+    """One client: its private folder is ``data/clients/<name>``; its backbone is a hub id or a model folder.
+
+    With ``url`` it is asked over HTTPS (``python -m flows.serve <name>`` runs its service) and not in this process.
+    """
+
+    backbone: str
+    url: str | None = None
+    authority: str | None = None  # PEM file of the certificate authority to trust; the system's where absent
+
+
+class Benchmark(Section):
+    pairs: Count  # preference pairs a client
+    held_out_pairs: Count  # pairs of each kind a client, for judging reward models
+    public: Count  # public prompts
+    questions: Count  # evaluation questions a suite
+    error_rate: Share  # how often the annotator prefers the worse answer
+
+
+class ZooModel(Section):
+    mix: dict[str, float]  # share of each domain among the training images
+    vision_steps: Count
+    steps: Count
+
+
+class Zoo(Section):
+    seed: int
+    images: Count
+    batch_size: Count
+    learning_rate: Positive
+    caption_share: Share
+    models: dict[str, ZooModel]
+
+
+class Validation(Section):
+    on_bad_rows: Literal["fail", "quarantine"]
+    max_prompt_characters: Count
+    max_answer_characters: Count
+    min_image_side: Count  # pixels
+    max_image_side: Count
+
+
+class Lora(Section):
+    rank: Annotated[int, Field(ge=0)]  # 0 trains every weight
+    alpha: Count
+
+
+class Rewards(Section):
+    kind: RewardKind
+    steps: Count
+    batch_size: Count  # pairs
+    learning_rate: Positive
+    beta: Positive  # DPO's inverse temperature (implicit)
+    centre: Annotated[float, Field(ge=0)]  # lambda of the head's centring term
+    validation_share: Share  # pairs a client keeps back: calibration and router fit
+    lora: Lora
+
+
+class Router(Section):
+    kind: RouterKind
+    hidden: Count
+    temperature: Positive  # tau
+    top_k: Annotated[int, Field(ge=0)]  # 0 asks every client
+    rounds: Count  # federated rounds
+    local_steps: Count
+    learning_rate: Positive
+    anchors: Count  # pairs each client shares (preferences, static)
+    refit_pairs: Annotated[int, Field(ge=0)]  # "A or B?" questions a round for the online refit; 0 turns it off
+    trust: Annotated[float, Field(ge=0)]  # weight of KL(last router || refitted)
+
+
+class Grpo(Section):
+    rounds: Count
+    steps: Count  # a round
+    prompts: Count  # a step
+    generations: Annotated[int, Field(ge=2)]  # completions a prompt
+    learning_rate: Positive
+    beta: Positive  # KL penalty; TRL's default of 0 would drop the reference
+    temperature: Positive
+    max_completion_tokens: Count
+    checkpoint_steps: Count
+    calibration: Literal["group", "reference"]
+    quorum: Count  # clients that must answer
+    lora: Lora
+
+
+class Evaluation(Section):
+    resamples: Count  # bootstrap
+    confidence: Share
+    batch_size: Count
+    samples: Count  # before-and-after samples a suite in the report
+
+
+class Params(Section):
+    seed: Annotated[int, Field(ge=0)]
+    threads: Annotated[int, Field(ge=0)]  # torch threads a stage; 0 leaves torch's choice
+    base: str  # the policy's base model: hub id or folder
+    clients: dict[str, Client]
+    benchmark: Benchmark
+    zoo: Zoo
+    validation: Validation
+    rewards: Rewards
+    router: Router
+    grpo: Grpo
+    evaluation: Evaluation
+
+    @field_validator("clients")
+    @classmethod
+    def _names(cls, clients: dict[str, Client]) -> dict[str, Client]:
+        if not clients:
+            raise ValueError("name at least one client")
+        for name in clients:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in {"mean", "worst", "held_out"}:
+                raise ValueError(f"client name {name!r} must match [a-z][a-z0-9_]* and not be mean, worst or held_out")
+        return clients
+
+
+_FIXES = {
+    "extra_forbidden": "unknown key: remove it or correct its spelling; known keys here: {known}",
+    "missing": "missing key: add it (see params.yaml in the repository for a default)",
+}
+
+
+def _known_keys(location: tuple[Any, ...]) -> str:
+    model: Any = Params
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else model
+        arguments = getattr(model, "__args__", ())
+        model = arguments[-1] if arguments else model  # dict[str, Section] -> Section
+    return ", ".join(getattr(model, "model_fields", {}))
+
+
+def parse_params(values: dict[str, Any], source: str = "params.yaml") -> Params:
+    """Validate settings; raises ``ConfigError`` that names every wrong key, what was got and the fix."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"])
+            fix = _FIXES.get(problem["type"], problem["msg"] + "; got {got!r}")
+            lines.append(f"{source}: {key}: " + fix.format(known=_known_keys(problem["loc"]), got=problem["input"]))
+        raise ConfigError("\n".join(lines)) from None
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read ``params.yaml``; raises ``ConfigError`` with the line of a YAML mistake."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; run from the project's folder") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+    return parse_params(values, str(path))

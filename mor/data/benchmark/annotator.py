@@ -1,0 +1,92 @@
+"""The documented annotator: how a client ranks two answers to one question.
+
+A client's annotator gives each answer points and prefers the higher one::
+
+    0                      malformed: truncated, repeated, padded with junk, or of no known style
+    1 + 2 * right + house  otherwise: being right outweighs being in the client's house style
+
+and errs (prefers the lower one) with probability ``error_rate``. House styles conflict between clients, so no
+single answer pleases two of them, and averaging their opinions must fail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mor.data.benchmark.render import Question
+
+STYLES = {"terse": "{}", "field": "answer: {}", "sentence": "The answer is {}."}
+HOUSE_STYLE = {"documents": "terse", "medical": "field", "scenes": "sentence"}
+KINDS = ("correctness", "style", "malformed", "tradeoff")
+KIND_SHARES = (0.45, 0.25, 0.18, 0.12)
+
+
+def in_style(value: str, style: str) -> str:
+    """``value`` as an answer in ``style``."""
+    return STYLES[style].format(value)
+
+
+def points(text: str, value: str, values: tuple[str, ...], house: str) -> int:
+    """The annotator's points for ``text``; ``values`` are all values that could be an answer to the question."""
+    for style in STYLES:
+        for candidate in values:
+            if text == in_style(candidate, style):
+                return 1 + 2 * (candidate == value) + (style == house)
+    return 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    chosen: str
+    rejected: str
+    kind: str
+
+
+def _malformed(value: str, other: str, house: str, rng: np.random.Generator) -> str:
+    """What a policy really produces when it goes wrong: cut off, doubled, run on, hybrid or empty-handed."""
+    text, style = in_style(value, house), list(STYLES)[int(rng.integers(len(STYLES)))]
+    variants = [
+        f"{text} {text}",
+        f"{text} {other}",
+        f"{value} {value}",
+        f"{in_style(value, style)} answer: {value}",
+        f"The answer is answer: {value}",
+        f"The answer is {value}",
+        f"{value}.",
+        f"answer: {value}.",
+        f"answer: The answer is {value}.",
+        "The answer is",
+        "answer:",
+        "The",
+        "The answer is.",
+        f"{value}{value[-1]}",
+        f"{text}{text[-1]}",
+    ]
+    if len(value) > 1:
+        variants.append(in_style(value[:-1], house))
+    known = {in_style(v, s) for v in (value, other) for s in STYLES}
+    usable = [variant for variant in variants if variant not in known]
+    return usable[int(rng.integers(len(usable)))]
+
+
+def make_pair(question: Question, house: str, kind: str, rng: np.random.Generator) -> Pair:
+    """One preference pair of ``kind`` as the error-free annotator ranks it."""
+    others = [style for style in STYLES if style != house]
+    right = in_style(question.value, house)
+    wrong = question.wrong[min(int(rng.geometric(0.5)) - 1, len(question.wrong) - 1)]
+    if kind == "correctness":
+        return Pair(right, in_style(wrong, house), kind)
+    if kind == "style":
+        return Pair(right, in_style(question.value, others[int(rng.integers(len(others)))]), kind)
+    if kind == "malformed":
+        return Pair(right, _malformed(question.value, wrong, house, rng), kind)
+    if kind == "tradeoff":
+        return Pair(in_style(question.value, others[int(rng.integers(len(others)))]), in_style(wrong, house), kind)
+    raise ValueError(f"unknown kind of pair {kind!r}; expected one of {', '.join(KINDS)}")
+
+
+def err(pair: Pair, error_rate: float, rng: np.random.Generator) -> Pair:
+    """Swap the pair with probability ``error_rate``: people make mistakes."""
+    return Pair(pair.rejected, pair.chosen, pair.kind) if rng.random() < error_rate else pair

@@ -1,0 +1,303 @@
+"""Images, questions and answers of the embedded benchmark.
+
+Every domain is one function that draws an image, shape (32, 32, 3), uint8, and returns all questions about it.
+Handwriting is real: the UCI digits that ship with scikit-learn (1797 images of 8 x 8), split by *source digit*
+into disjoint pools, so that no digit seen in training is seen in a test. Phantoms and shapes are procedural;
+their splits differ by random stream, and validation checks by content hash that no image is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+SIZE = 32  # pixels a side
+POOLS = {"pretrain": (0.0, 0.42), "clients": (0.42, 0.66), "public": (0.66, 0.83), "test": (0.83, 1.0)}
+COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 220), "yellow": (235, 205, 40)}
+SHAPES = ("circle", "square", "triangle", "cross")
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
+SIZES = {"small": 2.0, "medium": 3.5, "large": 5.5}  # radius of a finding in pixels
+
+
+@dataclass(frozen=True)
+class Question:
+    """One image with a question; ``wrong`` lists plausible wrong values, the nearest misses first."""
+
+    image: NDArray[np.uint8]
+    prompt: str
+    value: str
+    wrong: tuple[str, ...]
+    category: str
+    caption: str  # everything there is to see: supervision for pre-training, never shown to clients
+    cells: tuple[str, str, str, str]  # what lies in each quarter, row by row: supervision for the vision tower
+
+
+@dataclass(frozen=True)
+class Digits:
+    """A pool of handwritten digits: images (N, 8, 8) in [0, 1] and labels (N,)."""
+
+    images: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+
+@lru_cache
+def digit_pool(pool: str) -> Digits:
+    """The source digits of one split; pools are disjoint and the same on every machine."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng(1797).permutation(len(data.target))
+    low, high = (int(share * len(order)) for share in POOLS[pool])
+    chosen = order[low:high]
+    return Digits(data.images[chosen] / 16.0, data.target[chosen].astype(np.int64))
+
+
+def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def _paste_digit(canvas: Image.Image, pool: Digits, rng: np.random.Generator, x: int, y: int) -> str:
+    """Write one handwritten digit in dark ink into the 16 x 16 cell at (x, y); returns its label."""
+    index = int(rng.integers(len(pool.labels)))
+    side = int(rng.integers(12, 16))
+    ink = Image.fromarray((pool.images[index] * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BILINEAR)
+    ink = ink.point(lambda value: min(255, int(value * 1.25)))
+    offset = (x + int(rng.integers(0, 17 - side)), y + int(rng.integers(0, 17 - side)))
+    shade = int(rng.integers(0, 70))
+    canvas.paste((shade, shade, shade + 20), offset, ink)
+    return str(pool.labels[index])
+
+
+def _number(canvas: Image.Image, pool: Digits, rng: np.random.Generator, y: int) -> str:
+    return _paste_digit(canvas, pool, rng, 0, y) + _paste_digit(canvas, pool, rng, 16, y)
+
+
+def _near_numbers(value: str, rng: np.random.Generator, n: int = 4) -> tuple[str, ...]:
+    """Two-digit numbers that differ from ``value`` in one digit."""
+    wrong: list[str] = []
+    while len(wrong) < n:
+        place, digit = int(rng.integers(2)), str(rng.integers(10))
+        other = value[:place] + digit + value[place + 1 :]
+        if other != value and other not in wrong:
+            wrong.append(other)
+    return tuple(wrong)
+
+
+def documents(rng: np.random.Generator, pool: str) -> list[Question]:
+    """Handwritten two-digit numbers: alone, in a two-field form, or on a coloured label."""
+    digits = digit_pool(pool)
+    kind = _pick(rng, ("number", "form", "form", "label"))
+    paper = int(rng.integers(225, 256))
+    canvas = Image.new("RGB", (SIZE, SIZE), (paper, paper, paper - 10))
+    draw = ImageDraw.Draw(canvas)
+    if kind == "form":
+        numbers = {"top": _number(canvas, digits, rng, 0), "bottom": _number(canvas, digits, rng, 16)}
+        draw.line((0, 16, SIZE, 16), fill=(150, 150, 170))
+        prompts = ("What is the {} number?", "Read the {} field.")
+        cells, caption = "".join(numbers.values()), ", ".join(numbers.values())
+        return [_read(rng, np.asarray(canvas), prompts, place, numbers, "document_form", caption, cells) for place in numbers]
+    y = int(rng.integers(0, 17))
+    if kind == "label":
+        draw.rectangle((0, y - 1, SIZE, y + 16), fill=_tint(_pick(rng, tuple(COLOURS)), 0.55))
+    numbers = {kind: _number(canvas, digits, rng, y)}
+    prompts = ("What number is on the {}?", "Read the {}.") if kind == "label" else ("What {} is written?", "Read the {}.")
+    number = numbers[kind]
+    cells = f"{number}  " if y < 8 else f"  {number}"
+    return [_read(rng, np.asarray(canvas), prompts, kind, numbers, f"document_{kind}", number, cells)]
+
+
+def _tint(colour: str, strength: float) -> tuple[int, int, int]:
+    red, green, blue = (int(255 - (255 - channel) * strength) for channel in COLOURS[colour])
+    return red, green, blue
+
+
+def _read(
+    rng: np.random.Generator,
+    image: NDArray[np.uint8],
+    prompts: tuple[str, ...],
+    place: str,
+    numbers: dict[str, str],
+    category: str,
+    caption: str,
+    digits: str,
+) -> Question:
+    """Ask for the number at ``place``; another number in the image is a plausible wrong answer."""
+    value = numbers[place]
+    wrong = tuple(dict.fromkeys(w for w in (*_near_numbers(value, rng, 3), *numbers.values()) if w != value))
+    cells = (digits[0], digits[1], digits[2], digits[3])
+    return Question(image, _pick(rng, prompts).format(place), value, wrong, category, caption, cells)
+
+
+def _findings(rng: np.random.Generator, n: int, radii: list[float]) -> list[tuple[float, float, float]]:
+    """Centres and radii of ``n`` findings inside the body that keep clear of each other and of the midline."""
+    placed: list[tuple[float, float, float]] = []
+    while len(placed) < n:
+        radius = radii[len(placed)]
+        x, y = rng.uniform(6, 26), rng.uniform(7, 25)
+        inside = ((x - 16) / (13.5 - radius)) ** 2 + ((y - 16) / (14.5 - radius)) ** 2 < 1
+        clear = abs(x - 16) > radius + 0.5 and all(np.hypot(x - a, y - b) > radius + r + 1.5 for a, b, r in placed)
+        if inside and clear:
+            placed.append((x, y, radius))
+    return placed
+
+
+def _finding_cells(found: list[tuple[float, float, float]]) -> tuple[str, str, str, str]:
+    """The sizes and the number of the findings whose centres lie in each quarter."""
+    cells = [""] * 4
+    for quarter in range(4):
+        names = [n for x, y, r in found if 2 * (y >= 16) + (x >= 16) == quarter for n, size in SIZES.items() if size == r]
+        cells[quarter] = " ".join([*names, str(len(names))]) if names else ""
+    return cells[0], cells[1], cells[2], cells[3]
+
+
+def medical(rng: np.random.Generator, pool: str) -> list[Question]:
+    """Scan phantoms: a body outline, speckle, and bright findings to count, locate or size."""
+    n = int(rng.choice([0, 1, 2, 3, 4], p=[0.1, 0.6, 0.1, 0.1, 0.1]))
+    names = [_pick(rng, tuple(SIZES)) for _ in range(n)] if n == 1 else ["small"] * n
+    found = _findings(rng, n, [SIZES[name] for name in names])
+    ys, xs = np.mgrid[0:SIZE, 0:SIZE]
+    body = ((xs - 15.5) / 14.5) ** 2 + ((ys - 15.5) / 15.5) ** 2
+    scan = np.where(body < 1, rng.uniform(60, 90), rng.uniform(5, 20))
+    scan = np.where((body >= 0.86) & (body < 1), rng.uniform(120, 160), scan)
+    for x, y, radius in found:
+        edge = np.clip(radius + 0.5 - np.hypot(xs - x, ys - y), 0, 1)
+        scan = scan + edge * rng.uniform(70, 120)
+    scan = np.clip(scan + rng.normal(0, 12, scan.shape), 0, 255) // 8 * 8  # 32 grey levels, as a scanner would quantise
+    image = np.repeat(scan.astype(np.uint8)[..., None], 3, axis=2)
+    near = sorted((c for c in range(5) if c != n), key=lambda c: abs(c - n))
+    prompts = ("How many findings are there?", "Count the findings.")
+    caption, cells = f"{n} findings", _finding_cells(found)
+    if n != 1:
+        return [Question(image, _pick(rng, prompts), str(n), tuple(map(str, near)), "medical_count", caption, cells)]
+    side = "left" if found[0][0] < 16 else "right"
+    caption = f"1 finding, {names[0]}, {side}"
+    count = Question(image, _pick(rng, prompts), "1", tuple(map(str, near)), "medical_count", caption, cells)
+    prompts = ("On which side is the finding?", "Is the finding left or right?")
+    where = Question(
+        image, _pick(rng, prompts), side, ("left" if side == "right" else "right",), "medical_side", caption, cells
+    )
+    order = tuple(SIZES)
+    wrong = sorted((c for c in order if c != names[0]), key=lambda c: abs(order.index(c) - order.index(names[0])))
+    prompts = ("How large is the finding?", "What size is the finding?")
+    size = Question(image, _pick(rng, prompts), names[0], tuple(wrong), "medical_size", caption, cells)
+    return [where, size, count] if rng.random() < 0.15 else [where, size]
+
+
+def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, fill: tuple[int, int, int], x: int, y: int, side: int) -> None:
+    box = (x, y, x + side, y + side)
+    if shape == "circle":
+        draw.ellipse(box, fill=fill)
+    elif shape == "square":
+        draw.rectangle(box, fill=fill)
+    elif shape == "triangle":
+        draw.polygon([(x + side / 2, y), (x, y + side), (x + side, y + side)], fill=fill)
+    else:
+        third = side // 3
+        draw.rectangle((x + third, y, x + side - third, y + side), fill=fill)
+        draw.rectangle((x, y + third, x + side, y + side - third), fill=fill)
+
+
+def scenes(rng: np.random.Generator, pool: str) -> list[Question]:
+    """Two to four coloured shapes, one a corner: the colour or place of a shape, a count, a left-right relation."""
+    n = int(rng.integers(2, 5))
+    corners = sorted(rng.permutation(4)[:n].tolist())
+    shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))[:n]]
+    if repeated := rng.random() < 0.3:  # repeated shapes are there to be counted
+        shapes = [_pick(rng, SHAPES[:2]) if rng.random() < 0.6 else _pick(rng, SHAPES) for _ in range(n)]
+    colours = [_pick(rng, tuple(COLOURS)) for _ in range(n)]
+    ground = int(rng.integers(15, 60))
+    canvas = Image.new("RGB", (SIZE, SIZE), (ground, ground, ground))
+    draw = ImageDraw.Draw(canvas)
+    for corner, shape, colour in zip(corners, shapes, colours, strict=True):
+        side = int(rng.integers(10, 14))
+        x, y = (16 * (corner % 2) + int(rng.integers(1, 16 - side)), 16 * (corner // 2) + int(rng.integers(1, 16 - side)))
+        shade = rng.uniform(0.85, 1.0)
+        red, green, blue = (int(channel * shade) for channel in COLOURS[colour])
+        _draw_shape(draw, shape, (red, green, blue), x, y, side)
+    image = np.asarray(canvas)
+    caption = ", ".join(f"{c} {s} {CORNERS[p]}" for c, s, p in zip(colours, shapes, corners, strict=True))
+    named = {p: f"{c} {s}" for c, s, p in zip(colours, shapes, corners, strict=True)}
+    seen = Seen(image, caption, (named.get(0, ""), named.get(1, ""), named.get(2, ""), named.get(3, "")))
+    asked = shapes[int(rng.integers(n))] if rng.random() < 0.7 else _pick(rng, SHAPES)
+    questions = [_ask_count(rng, seen, asked, shapes.count(asked))]
+    if repeated:
+        return questions
+    questions = questions if rng.random() < 0.25 else []
+    for i, (shape, colour, corner) in enumerate(zip(shapes, colours, corners, strict=True)):
+        questions.append(_ask_colour(rng, seen, shape, colour, colours))
+        questions.append(_ask_place(rng, seen, shape, corner, corners))
+        across = [j for j in range(n) if corners[j] % 2 != corner % 2]
+        if across:
+            other = shapes[across[i % len(across)]]
+            questions.append(_ask_relation(rng, seen, shape, other, "left" if corner % 2 == 0 else "right"))
+    return questions
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A scene as drawn: the image and what is in it."""
+
+    image: NDArray[np.uint8]
+    caption: str
+    cells: tuple[str, str, str, str]
+
+    def ask(self, prompt: str, value: str, wrong: Iterable[str], category: str) -> Question:
+        others = tuple(other for other in dict.fromkeys(wrong) if other != value)
+        return Question(self.image, prompt, value, others, category, self.caption, self.cells)
+
+
+def _ask_count(rng: np.random.Generator, seen: Seen, shape: str, n: int) -> Question:
+    near = sorted(range(5), key=lambda c: abs(c - n))
+    prompts = (f"How many {shape} shapes are there?", f"Count each {shape}.")
+    return seen.ask(_pick(rng, prompts), str(n), map(str, near), "scene_count")
+
+
+def _ask_colour(rng: np.random.Generator, seen: Seen, shape: str, colour: str, present: list[str]) -> Question:
+    prompts = (f"What colour is the {shape}?", f"Name the colour of the {shape}.")
+    return seen.ask(_pick(rng, prompts), colour, [*present, *COLOURS], "scene_colour")
+
+
+def _ask_place(rng: np.random.Generator, seen: Seen, shape: str, corner: int, taken: list[int]) -> Question:
+    prompts = (f"Where is the {shape}?", f"Locate the {shape}.")
+    return seen.ask(_pick(rng, prompts), CORNERS[corner], [*(CORNERS[t] for t in taken), *CORNERS], "scene_place")
+
+
+def _ask_relation(rng: np.random.Generator, seen: Seen, shape: str, other: str, side: str) -> Question:
+    prompts = (f"Is the {shape} left or right of the {other}?", f"On which side of the {other} is the {shape}?")
+    return seen.ask(_pick(rng, prompts), side, ("left", "right"), "scene_relation")
+
+
+def mixed(rng: np.random.Generator, pool: str) -> list[Question]:
+    """The held-out category: a handwritten number inside one of two coloured bands (documents x scenes)."""
+    digits = digit_pool(pool)
+    names = [tuple(COLOURS)[i] for i in rng.permutation(len(COLOURS))[:2]]
+    canvas = Image.new("RGB", (SIZE, SIZE), (240, 240, 235))
+    draw = ImageDraw.Draw(canvas)
+    numbers = {}
+    for row, name in enumerate(names):
+        draw.rectangle((0, 16 * row, SIZE, 16 * row + 15), fill=_tint(name, 0.7))
+        numbers[name] = _number(canvas, digits, rng, 16 * row)
+    caption = ", ".join(f"{name} {number}" for name, number in numbers.items())
+    prompts = ("What number is in the {} field?", "Read the {} field.")
+    cells = "".join(numbers.values())
+    return [_read(rng, np.asarray(canvas), prompts, name, numbers, "mixed_field", caption, cells) for name in names]
+
+
+DOMAINS: dict[str, Callable[[np.random.Generator, str], list[Question]]] = {
+    "documents": documents,
+    "medical": medical,
+    "scenes": scenes,
+    "held_out": mixed,
+}
+HELD_OUT = "held_out"
+
+
+def ask(domain: str, rng: np.random.Generator, pool: str) -> Question:
+    """One question about one fresh image; ``pool`` names the split that handwriting is drawn from."""
+    questions = DOMAINS[domain](rng, pool)
+    return questions[int(rng.integers(len(questions)))]

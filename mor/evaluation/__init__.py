@@ -1,0 +1,7 @@
+"""How good the aligned policy is, and how that is shown.
+
+1. ``statistics``  bootstrap intervals: of a mean, of a paired difference, over clients;
+2. ``metrics``     the raw evaluation -> the numbers of ``reports/metrics.json``;
+3. ``plots``       numbers -> figures, one style;
+4. ``report``      everything -> one HTML page that needs no network.
+"""

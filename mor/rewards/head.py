@@ -1,0 +1,88 @@
+"""Train a scalar reward head on a VLM by Bradley-Terry, on ``transformers.Trainer``.
+
+    loss = -log sigmoid(r(y+) - r(y-)) + lambda * (r(y+) + r(y-))^2
+
+The second term keeps scores near zero (Eisenstein et al. 2023). TRL's ``RewardTrainer`` takes text only, hence this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from PIL import Image
+from torch import nn
+from torch.nn.functional import logsigmoid
+from transformers import Trainer, TrainingArguments
+
+from mor.config import Rewards
+from mor.data.schema import Preference
+from mor.rewards.implicit import lora_config
+from mor.rewards.model import ScalarHead, last_answer_state
+from mor.vlm.load import Vlm
+from mor.vlm.progress import show_progress
+
+
+class BradleyTerry(nn.Module):
+    """Backbone and head; ``forward`` returns the loss of a batch of pairs, chosen first."""
+
+    def __init__(self, vlm: Vlm, head: ScalarHead, centre: float) -> None:
+        super().__init__()
+        self.backbone, self.head, self.centre, self._vlm = vlm.model, head, centre, vlm
+
+    def forward(self, answer_mask: torch.Tensor, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        chosen, rejected = self.head(last_answer_state(self._vlm, batch, answer_mask)).chunk(2)
+        loss = -logsigmoid(chosen - rejected) + self.centre * (chosen + rejected) ** 2
+        return {"loss": loss.mean(), "logits": chosen - rejected}
+
+
+def train_head(
+    backbone: str,
+    pairs: Sequence[Preference],
+    images: Sequence[Image.Image],
+    settings: Rewards,
+    *,
+    seed: int,
+    checkpoints: Path,
+) -> tuple[Any, ScalarHead]:
+    """Train backbone and head; returns both. Resumes from ``checkpoints`` after an interruption."""
+    torch.manual_seed(seed)
+    vlm = Vlm.load(backbone)
+    peft = lora_config(settings.lora)
+    model = get_peft_model(vlm.model, peft) if peft else vlm.model
+    head = ScalarHead(model.config.get_text_config().hidden_size).to(vlm.model.device)
+    vlm = Vlm(model, vlm.processor)
+
+    def collate(rows: list[int]) -> dict[str, torch.Tensor]:
+        answers = [*(pairs[i].chosen for i in rows), *(pairs[i].rejected for i in rows)]
+        batch, mask = vlm.encode_answers([pairs[i].prompt for i in rows] * 2, [images[i] for i in rows] * 2, answers)
+        return {**batch, "answer_mask": mask}
+
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, settings.steps // 10),
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        logging_steps=10,
+        save_steps=max(1, settings.steps // 4),
+        save_total_limit=1,
+        report_to=[],
+        seed=seed,
+    )
+    trainer = Trainer(
+        BradleyTerry(vlm, head, settings.centre),
+        arguments,
+        train_dataset=list(range(len(pairs))),
+        data_collator=collate,
+    )
+    show_progress(trainer, {"loss": "loss"})
+    trainer.train(resume_from_checkpoint=any(checkpoints.glob("checkpoint-*")))
+    return model, head

@@ -1,0 +1,84 @@
+"""Train an implicit reward model: DPO on the client's own VLM, by TRL's ``DPOTrainer``.
+
+Source: Rafailov et al. 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward Model".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from PIL import Image
+from transformers import set_seed
+from trl import DPOConfig, DPOTrainer
+
+from mor.config import Lora, Rewards
+from mor.data.schema import Preference
+from mor.vlm.load import load_model, load_processor
+from mor.vlm.progress import show_progress
+
+
+def lora_config(lora: Lora) -> LoraConfig | None:
+    """LoRA on every linear layer; ``None`` for rank 0, which trains every weight."""
+    if not lora.rank:
+        return None
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", lora_dropout=0.0)
+
+
+def _dataset(pairs: Sequence[Preference], images: Sequence[Image.Image]) -> Dataset:
+    def said(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    return Dataset.from_dict(
+        {
+            "prompt": [said("user", pair.prompt) for pair in pairs],
+            "chosen": [said("assistant", pair.chosen) for pair in pairs],
+            "rejected": [said("assistant", pair.rejected) for pair in pairs],
+            "images": [[image] for image in images],
+        }
+    )
+
+
+def train_implicit(
+    backbone: str,
+    pairs: Sequence[Preference],
+    images: Sequence[Image.Image],
+    settings: Rewards,
+    *,
+    seed: int,
+    checkpoints: Path,
+) -> Any:
+    """DPO from ``backbone``; returns the trained (PEFT) model. Resumes from ``checkpoints`` after an interruption."""
+    set_seed(seed)  # before the LoRA is drawn
+    arguments = DPOConfig(
+        output_dir=str(checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, settings.steps // 10),
+        beta=settings.beta,
+        max_length=None,
+        gradient_checkpointing=False,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=torch.cuda.is_available(),
+        logging_steps=10,
+        save_steps=max(1, settings.steps // 4),
+        save_total_limit=1,
+        report_to=[],
+        seed=seed,
+    )
+    trainer = DPOTrainer(
+        model=load_model(backbone),
+        args=arguments,
+        train_dataset=_dataset(pairs, images),
+        processing_class=load_processor(backbone),
+        peft_config=lora_config(settings.lora),
+    )
+    show_progress(trainer, {"loss": "loss", "rewards/accuracies": "pairs right"})
+    trainer.train(resume_from_checkpoint=any(checkpoints.glob("checkpoint-*")))
+    return trainer.model

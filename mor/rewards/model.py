@@ -1,0 +1,145 @@
+"""Reward models behind one contract: ``score(prompts, images, completions) -> one float or None each``.
+
+Two kinds:
+
+- ``ImplicitReward``: the client's VLM tuned by DPO scores ``r(x, y) = log pi(y|x) - log pi_ref(y|x)``
+  (Rafailov et al. 2023, "Direct Preference Optimization", eq. 5, up to the factor beta);
+- ``HeadReward``: a two-layer head on the last hidden state of the answer's last token.
+
+Scores are standardised by the client's own calibration, so that they arrive with mean 0 and deviation 1 on its data.
+``None`` means unscorable (a non-finite score); it is never turned into 0.
+
+On disk a reward model is ``reward.json`` (kind, backbone), ``calibration.json``, and either a PEFT folder ``adapter/``
+or full weights ``model/``; the head adds ``head.safetensors``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from mor.rewards.calibration import Calibration
+from mor.vlm.load import ModelError, Vlm, batches
+
+
+class RewardModel(Protocol):
+    """What a client's critic does; nothing else about it is visible."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def score(
+        self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]
+    ) -> list[float | None]: ...
+
+
+class Scorer(Protocol):
+    """Uncalibrated scores, shape (B,)."""
+
+    def __call__(self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]) -> torch.Tensor: ...
+
+
+class ImplicitReward:
+    """log pi(y|x) - log pi_ref(y|x) in nats."""
+
+    def __init__(self, tuned: Vlm, reference: Vlm) -> None:
+        self.tuned, self.reference = tuned, reference
+
+    def __call__(self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]) -> torch.Tensor:
+        return self.tuned.answer_log_probs(prompts, images, completions) - self.reference.answer_log_probs(
+            prompts, images, completions
+        )
+
+
+class ScalarHead(nn.Module):
+    """Two layers on a hidden state: (B, hidden) -> (B,)."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.layers(states)[..., 0]
+        return scores
+
+
+def last_answer_state(vlm: Vlm, batch: dict[str, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    """Hidden state at each answer's last token, shape (B, hidden)."""
+    states: torch.Tensor = vlm.model(**batch, output_hidden_states=True, logits_to_keep=1).hidden_states[-1].float()
+    last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
+    return states[torch.arange(len(last)), last]
+
+
+class HeadReward:
+    """A scalar head on the backbone."""
+
+    def __init__(self, vlm: Vlm, head: ScalarHead) -> None:
+        self.vlm, self.head = vlm, head.eval()
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]) -> torch.Tensor:
+        parts = []
+        for rows in batches(len(prompts), self.vlm.batch_size):
+            batch, mask = self.vlm.encode_answers(prompts[rows], images[rows], completions[rows])
+            parts.append(self.head(last_answer_state(self.vlm, batch, mask)).cpu())
+        return torch.cat(parts)
+
+
+class CalibratedReward:
+    """A scorer with its calibration; asks each distinct (prompt, image, completion) only once."""
+
+    def __init__(self, scorer: Scorer, calibration: Calibration, fingerprint: str) -> None:
+        self.scorer, self.calibration, self.fingerprint = scorer, calibration, fingerprint
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]) -> list[float | None]:
+        if not len(prompts) == len(images) == len(completions):
+            raise ValueError(f"got {len(prompts)} prompts, {len(images)} images, {len(completions)} completions")
+        keys = [(p, id(i), c) for p, i, c in zip(prompts, images, completions, strict=True)]
+        first = {key: index for index, key in reversed(list(enumerate(keys)))}
+        asked = sorted(first.values())
+        if not asked:
+            return []
+        raw = self.scorer([prompts[i] for i in asked], [images[i] for i in asked], [completions[i] for i in asked])
+        values = dict(zip((keys[i] for i in asked), self.calibration.apply(raw).tolist(), strict=True))
+        return [values[key] if math.isfinite(values[key]) else None for key in keys]
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over a reward model's files, first 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors"}):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def load_reward_model(folder: Path, batch_size: int = 128) -> CalibratedReward:
+    """Read a reward model from ``folder``; raises ``ModelError`` where a part is missing."""
+    try:
+        settings: dict[str, Any] = json.loads((folder / "reward.json").read_text())
+        calibration = Calibration.load(folder / "calibration.json")
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder}: {Path(error.filename).name} is missing; train it with `dvc repro`") from None
+    if (folder / "adapter").exists():
+        tuned = Vlm.load(settings["backbone"], batch_size)
+        merged = PeftModel.from_pretrained(tuned.model, str(folder / "adapter")).merge_and_unload()
+        tuned = Vlm(merged.eval(), tuned.processor, batch_size)
+    else:
+        tuned = Vlm.load(str(folder / "model"), batch_size)
+    scorer: Scorer
+    if settings["kind"] == "implicit":
+        scorer = ImplicitReward(tuned, Vlm.load(settings["backbone"], batch_size))
+    else:
+        head = ScalarHead(tuned.model.config.get_text_config().hidden_size).to(tuned.model.device)
+        head.load_state_dict(load_file(folder / "head.safetensors"))
+        scorer = HeadReward(tuned, head)
+    return CalibratedReward(scorer, calibration, fingerprint(folder))

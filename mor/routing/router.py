@@ -1,0 +1,135 @@
+"""The router: from a prompt's features to how much each client's opinion counts.
+
+    w(x) = softmax(MLP(e(x)) / tau),   e(x) the frozen base VLM's mean-pooled last hidden state of image and question
+
+It sees the prompt and never the answer, so a policy cannot talk its way to a lenient critic. The reference points
+share its interface: ``uniform``; ``static``, one learned weight a client whatever the prompt; ``oracle``, told which
+client owns which category of prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from safetensors.torch import save as save_bytes
+from torch import nn
+from torch.nn.functional import gelu
+
+KINDS = ("federated", "preferences", "online", "uniform", "static", "oracle")
+LEARNED = ("federated", "preferences", "online", "static")
+
+
+class RouterNetwork(nn.Module):
+    """Features (N, features) -> logits (N, clients). Features are standardised by fixed statistics of public prompts."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self, features: int, hidden: int, clients: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
+        self.hidden, self.output = nn.Linear(features, hidden), nn.Linear(hidden, clients)
+        nn.init.zeros_(self.output.weight)  # starts uniform
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.output(gelu(self.hidden((features - self.mean) / self.deviation)))
+        return logits
+
+
+class StaticNetwork(nn.Module):
+    """The same logits for every prompt."""
+
+    def __init__(self, clients: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(clients))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(features), -1)
+
+
+def select(weights: torch.Tensor, *, top_k: int = 0, present: torch.Tensor | None = None) -> torch.Tensor:
+    """Keep the ``top_k`` largest weights of the clients that are ``present`` and renormalise, shape (N, clients).
+
+    ``top_k`` 0 keeps all. Raises ``ValueError`` where no client is present.
+    """
+    if present is not None:
+        if not present.any():
+            raise ValueError("no client is present; a mixture needs at least one")
+        weights = weights * present.float() + 1e-9 * present.float()  # a client alone counts, however small its weight was
+    if 0 < top_k < weights.shape[1]:
+        kept = torch.zeros_like(weights).scatter(1, weights.topk(top_k, dim=1).indices, 1.0)
+        weights = weights * kept
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+class Router:
+    """Weights of the clients for prompts; ``network`` is None for uniform and oracle."""
+
+    def __init__(
+        self,
+        kind: str,
+        clients: Sequence[str],
+        network: nn.Module | None = None,
+        *,
+        temperature: float = 1.0,
+        owners: dict[str, list[str]] | None = None,
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"unknown router {kind!r}; expected one of {', '.join(KINDS)}")
+        self.kind, self.clients, self.network = kind, list(clients), network
+        self.temperature, self.owners = temperature, owners or {}
+
+    @torch.inference_mode()
+    def weights(self, features: torch.Tensor, categories: Sequence[str | None] = ()) -> torch.Tensor:
+        """Shape (N, clients), rows sum to 1; ``categories`` matter to the oracle alone."""
+        if self.network is not None:
+            logits: torch.Tensor = self.network(features)
+            return (logits / self.temperature).softmax(dim=1)
+        table = torch.ones(len(features), len(self.clients))
+        if self.kind == "oracle":
+            for row, category in zip(table, categories, strict=True):
+                owners = self.owners.get(category or "", self.clients)
+                row.copy_(torch.tensor([float(client in owners) for client in self.clients]))
+        return table / table.sum(dim=1, keepdim=True)
+
+    def state_bytes(self) -> bytes:
+        """The network's weights as safetensors bytes."""
+        assert self.network is not None, f"the {self.kind} router has no weights"
+        return save_bytes({name: tensor.contiguous() for name, tensor in self.network.state_dict().items()})
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        described = {
+            "kind": self.kind, "clients": self.clients, "temperature": self.temperature, "owners": self.owners
+        }  # fmt: skip
+        (folder / "router.json").write_text(json.dumps(described, indent=2) + "\n")
+        if self.network is not None:
+            save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, folder / "router.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> Router:
+        described = json.loads((folder / "router.json").read_text())
+        path = folder / "router.safetensors"
+        network = network_from_state(load_file(path)) if path.exists() else None
+        return cls(
+            described["kind"], described["clients"], network,
+            temperature=described["temperature"], owners=described["owners"],
+        )  # fmt: skip
+
+
+def network_from_state(state: dict[str, torch.Tensor]) -> nn.Module:
+    """Rebuild a router's network from its weights alone."""
+    network: nn.Module
+    if "logits" in state:
+        network = StaticNetwork(len(state["logits"]))
+    else:
+        hidden, features = state["hidden.weight"].shape
+        network = RouterNetwork(features, hidden, len(state["output.bias"]))
+    network.load_state_dict(state)
+    return network

@@ -1,0 +1,191 @@
+"""Align the base in rounds: GRPO on the routed mixture, then the router's refit on fresh answers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from mor.alignment.reward import MixedReward, PublicPrompt
+from mor.alignment.rounds import Refit, load_policy, refit_router, train_round
+from mor.config import Params, load_params
+from mor.data.schema import Prompt
+from mor.federation.client import RemoteClient
+from mor.federation.ledger import Ledger
+from mor.routing.router import LEARNED, Router
+from mor.seeds import integer, stream
+from tasks import paths
+from tasks.checkpoints import move_in, resumable
+from tasks.clients import connect_clients
+from tasks.routing import public_prompts
+from tasks.runtime import task
+from tasks.tracking import StageRun, stage_run
+
+CURVES = {"reward": "reward", "reward_std": "reward_std", "kl": "kl", "entropy": "entropy",
+          "completions/mean_length": "completion_length", "step_time": "seconds"}  # fmt: skip
+
+
+class KeepLedger(TrainerCallback):
+    """Save the byte ledger with every checkpoint, so that a resumed run counts what an uninterrupted one counts."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.ledger.save(Path(args.output_dir) / f"checkpoint-{state.global_step}" / "ledger.json")
+
+
+def _restore(ledger: Ledger, *candidates: Path) -> None:
+    """Continue counting from the first ledger that exists."""
+    for path in candidates:
+        if path.exists():
+            ledger.bytes = Ledger.load(path).bytes
+            return
+
+
+def _prompts(rows: list[Prompt], images: list[Any], router: Router, features: torch.Tensor) -> dict[str, PublicPrompt]:
+    weights = router.weights(features, [row.category for row in rows]).double().numpy()
+    return {
+        row.id: PublicPrompt(row.id, row.prompt, image, row.category, weight)
+        for row, image, weight in zip(rows, images, weights, strict=True)
+    }
+
+
+def _weights_by_category(prompts: dict[str, PublicPrompt], number: int, names: list[str]) -> list[dict[str, Any]]:
+    table = []
+    for category in sorted({prompt.category or "" for prompt in prompts.values()}):
+        mean = np.mean([p.weights for p in prompts.values() if (p.category or "") == category], axis=0)
+        table += [
+            {"round": number, "category": category, "client": name, "weight": round(float(w), 6)}
+            for name, w in zip(names, mean, strict=True)
+        ]
+    return table
+
+
+def _curve(log: list[dict[str, float]], number: int, steps: int) -> list[dict[str, Any]]:
+    rows = []
+    for i, entry in enumerate(log):
+        row: dict[str, Any] = {"round": number, "step": (number - 1) * steps + i + 1}
+        row |= {name: entry[key] for key, name in CURVES.items() if key in entry}
+        row |= {key.replace("/", "_"): v for key, v in entry.items() if key.startswith(("score/", "weight/"))}
+        rows.append(row)
+    return rows
+
+
+def _one_round(
+    number: int,
+    params: Params,
+    prompts: dict[str, PublicPrompt],
+    router: Router,
+    features: torch.Tensor,
+    clients: list[RemoteClient],
+    ledger: Ledger,
+    folder: Path,
+) -> None:
+    """Train, refit and leave everything of round ``number`` in ``folder / rounds / number``, moved in at once."""
+    settings = params.grpo
+    reward = MixedReward(clients, prompts, settings.generations, settings.calibration, params.router.top_k, settings.quorum)
+    last = folder / "rounds" / str(number - 1) / "adapter"
+    model, log = train_round(
+        params.base,
+        reward,
+        settings,
+        seed=integer(params.seed, "align", number),
+        adapter=last if number > 1 else None,
+        checkpoints=folder / f"trainer-{number}",
+        callbacks=[KeepLedger(ledger)],
+    )
+    fresh = folder / "fresh"
+    shutil.rmtree(fresh, ignore_errors=True)
+    model.save_pretrained(str(fresh / "adapter"))
+    refit = Refit(0, float("nan"))
+    if params.router.refit_pairs and router.kind in LEARNED:
+        policy = load_policy(params.base, fresh / "adapter", params.evaluation.batch_size)
+        router, refit = refit_router(
+            router, policy, clients, list(prompts.values()), features,
+            budget=params.router.refit_pairs, trust=params.router.trust, temperature=settings.temperature,
+            max_tokens=settings.max_completion_tokens, rng=stream(params.seed, "refit", number),
+        )  # fmt: skip
+    router.save(fresh)
+    ledger.save(fresh / "ledger.json")
+    (fresh / "log.json").write_text(
+        json.dumps({"curve": _curve(log, number, settings.steps), "absent": reward.absent, "refit": vars(refit)})
+    )
+    move_in(fresh, folder / "rounds" / str(number))
+
+
+def _log_round(run: StageRun, number: int, done: Path) -> list[dict[str, Any]]:
+    """A child run of the round's curves; returns the curve's rows."""
+    log = json.loads((done / "log.json").read_text())
+    with run.child(f"align round {number}", {"round": number}) as child:
+        for row in log["curve"]:
+            child.metrics({k: v for k, v in row.items() if k not in ("round", "step")}, step=row["step"])
+        child.metrics({f"refit.{name}": float(value) for name, value in log["refit"].items()})
+        child.metrics({f"absent.{name}": float(n) for name, n in log["absent"].items()})
+    rows: list[dict[str, Any]] = log["curve"]
+    return rows
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@task
+def align_policy() -> None:
+    """All rounds; goes on from the last checkpoint of the last unfinished round."""
+    params = load_params(paths.PARAMS)
+    sections = {"seed": params.seed, "base": params.base, "router": params.router, "grpo": params.grpo}
+    with stage_run("align", sections) as run:
+        key = params.model_dump(include={"seed", "base", "clients", "router", "grpo"})
+        folder = resumable("align", key, [paths.ROUTER, paths.REWARDS, paths.VALIDATED_PUBLIC])
+        ledger, names = Ledger(), list(params.clients)
+        clients = connect_clients(params, ledger)
+        router = Router.load(paths.ROUTER)
+        features = load_file(paths.ROUTER / "features.safetensors")["features"]
+        rows, images = public_prompts()
+        curves: list[dict[str, Any]] = []
+        prompts = _prompts(rows, images, router, features)
+        weights = _weights_by_category(prompts, 0, names)
+        for number in range(1, params.grpo.rounds + 1):
+            done = folder / "rounds" / str(number)
+            if not done.exists():
+                saved = sorted((folder / f"trainer-{number}").glob("checkpoint-*/ledger.json"))
+                _restore(ledger, *saved, folder / "rounds" / str(number - 1) / "ledger.json")
+                _one_round(number, params, prompts, router, features, clients, ledger, folder)
+            router = Router.load(done)
+            curves += _log_round(run, number, done)
+            prompts = _prompts(rows, images, router, features)
+            weights += _weights_by_category(prompts, number, names)
+        _publish(params, folder)
+        _write_csv(paths.ROUNDS, curves)
+        _write_csv(paths.ROUTER_WEIGHTS, weights)
+        run.metrics({f"align.{name}": float(curves[-1][name]) for name in ("reward", "kl", "entropy") if name in curves[-1]})
+        run.artifact(paths.ROUNDS)
+        run.artifact(paths.ROUTER_WEIGHTS)
+        run.artifact(paths.POLICY)
+
+
+def _publish(params: Params, folder: Path) -> None:
+    """The last round's adapter, every round's router and the ledger, moved into ``models/policy`` at once."""
+    fresh, rounds = folder / "policy", folder / "rounds"
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(rounds / str(params.grpo.rounds) / "adapter", fresh)
+    shutil.copy(rounds / str(params.grpo.rounds) / "ledger.json", fresh / "ledger.json")
+    for number in range(1, params.grpo.rounds + 1):
+        target = fresh / "rounds" / str(number)
+        target.mkdir(parents=True)
+        for path in (rounds / str(number)).glob("router.*"):
+            shutil.copy(path, target / path.name)
+    move_in(fresh, paths.POLICY)

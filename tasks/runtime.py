@@ -1,0 +1,91 @@
+"""How a stage runs: Prefect's decorators when a server is there, plain functions otherwise, and one ``main``.
+
+Plain ``dvc repro`` must not pay for Prefect (a flow without a server starts one of its own, about 10 s a process).
+So ``flow`` and ``task`` are Prefect's only where ``PREFECT_API_URL`` is set, and hand the function back unchanged
+where it is not; Prefect is then not even imported, and options such as ``retries`` have no effect. Results are never
+persisted or cached by Prefect: DVC alone decides what is stale.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec, TypeVar, overload
+
+from mor.config import UserError, load_params
+from tasks import paths
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Read by the libraries when they are first imported, hence set here and not in `main`.
+for _name, _value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # an error is reported once, by Python, and not by every flow and task it passes
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+
+@overload
+def task(function: Callable[P, R], /) -> Callable[P, R]: ...
+@overload
+def task(**options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def task(function: Any = None, /, **options: Any) -> Any:
+    """``@task`` or ``@task(retries=2)``: a Prefect task where a server is there, else the function itself."""
+    return _decorate("task", function, options)
+
+
+@overload
+def flow(function: Callable[P, R], /) -> Callable[P, R]: ...
+@overload
+def flow(**options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def flow(function: Any = None, /, **options: Any) -> Any:
+    """``@flow`` or ``@flow(name="align")``: a Prefect flow where a server is there, else the function itself."""
+    return _decorate("flow", function, options)
+
+
+def _decorate(kind: Literal["task", "flow"], function: Any, options: dict[str, Any]) -> Any:
+    if not os.environ.get("PREFECT_API_URL"):
+        return function if function is not None else lambda plain: plain
+    import prefect
+    from prefect.cache_policies import NO_CACHE
+
+    own: dict[str, Any] = {"persist_result": False, "log_prints": False}
+    if kind == "task":
+        own["cache_policy"] = NO_CACHE
+    elif stage := os.environ.get("DVC_STAGE"):  # "dvc.yaml:reward@documents"
+        own["flow_run_name"] = stage.rpartition(":")[2]
+    return getattr(prefect, kind)(function, **(own | options))
+
+
+def main(flow_function: Callable[..., Any], *arguments: Any) -> None:
+    """Run a stage. A mistake in the settings or the data is one red message and exit code 1; other errors propagate.
+
+    Ctrl-C ends it with code 130 and without a traceback; what it had checkpointed is picked up by the next run.
+    """
+    try:
+        _use_threads(load_params(paths.PARAMS).threads)
+        flow_function(*arguments)
+    except UserError as error:
+        from rich.console import Console
+
+        Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False, highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _use_threads(threads: int) -> None:
+    """Bound the threads of the libraries that are still to be imported, and of torch if it is there already."""
+    if threads == 0:
+        return
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)

@@ -1,0 +1,111 @@
+"""The mixture: equivalences that hold by definition, and what happens when a client is silent."""
+
+import pickle
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mor.alignment.reward import MixedReward, PublicPrompt, QuorumError, mix
+from mor.federation import messages as m
+from mor.federation.client import ClientService, RemoteClient
+from mor.federation.ledger import Ledger
+
+IMAGE = Image.new("RGB", (4, 4))
+
+
+class TableReward:
+    """A reward model that looks its scores up by completion."""
+
+    fingerprint = "table"
+
+    def __init__(self, table: dict[str, float | None]) -> None:
+        self.table = table
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]) -> list[float | None]:
+        return [self.table[completion] for completion in completions]
+
+
+def remote(name: str, table: dict[str, float | None]) -> RemoteClient:
+    return RemoteClient(name, ClientService(TableReward(table), 0).handle, Ledger())
+
+
+def broken(name: str) -> RemoteClient:
+    return RemoteClient(name, lambda data: m.encode(m.Failure("out of memory")), Ledger())
+
+
+def reward(clients: list[RemoteClient], weights: list[float], **options: object) -> MixedReward:
+    prompt = PublicPrompt("p", "What?", IMAGE, None, np.array(weights))
+    return MixedReward(clients, {"p": prompt}, generations=2, calibration="reference", **options)  # type: ignore[arg-type]
+
+
+ASKED = {"prompts": ["What?"] * 2, "completions": ["a", "b"], "id": ["p", "p"]}
+FIRST, SECOND = {"a": 1.0, "b": 3.0}, {"a": 10.0, "b": -2.0}
+
+
+def test_one_hot_router_returns_that_clients_reward() -> None:
+    assert reward([remote("x", FIRST), remote("y", SECOND)], [0.0, 1.0])(**ASKED) == [10.0, -2.0]
+
+
+def test_uniform_router_is_the_mean_reward() -> None:
+    assert reward([remote("x", FIRST), remote("y", SECOND)], [0.5, 0.5])(**ASKED) == [5.5, 0.5]  # (1+10)/2, (3-2)/2
+
+
+def test_one_client_is_its_own_reward_model() -> None:
+    assert reward([remote("x", FIRST)], [1.0])(**ASKED) == [1.0, 3.0]
+
+
+def test_reordering_clients_changes_nothing() -> None:
+    forward = reward([remote("x", FIRST), remote("y", SECOND)], [0.25, 0.75])(**ASKED)
+    assert forward == reward([remote("y", SECOND), remote("x", FIRST)], [0.75, 0.25])(**ASKED)
+
+
+def test_an_unscorable_completion_is_none_and_never_zero() -> None:
+    assert reward([remote("x", {"a": None, "b": 3.0})], [1.0])(**ASKED) == [None, 3.0]
+
+
+def test_where_one_client_cannot_score_the_others_are_renormalised() -> None:
+    scored = reward([remote("x", {"a": None, "b": 3.0}), remote("y", SECOND)], [0.5, 0.5])(**ASKED)
+    assert scored == [10.0, 0.5]  # y alone; (3-2)/2
+
+
+def test_an_absent_client_is_left_out_and_recorded() -> None:
+    mixed = reward([remote("x", FIRST), broken("y")], [0.01, 0.99], quorum=1)
+    assert mixed(**ASKED) == [1.0, 3.0]
+    assert mixed.absent == {"y": 1}
+
+
+def test_below_the_quorum_the_round_pauses_and_names_who_is_missing() -> None:
+    with pytest.raises(QuorumError, match="1 of 2 clients answered, the quorum is 2; no answer from y"):
+        reward([remote("x", FIRST), broken("y")], [0.5, 0.5], quorum=2)(**ASKED)
+
+
+def test_top_one_asks_only_the_first_choice() -> None:
+    clients = [remote("x", FIRST), remote("y", SECOND)]
+    assert reward(clients, [0.6, 0.4], top_k=1)(**ASKED) == [1.0, 3.0]
+    assert clients[1].ledger.total("y", "down") == 0
+
+
+def test_top_one_asks_the_next_best_where_the_first_choice_is_absent() -> None:
+    assert reward([remote("x", FIRST), broken("y")], [0.4, 0.6], top_k=1)(**ASKED) == [1.0, 3.0]
+
+
+def test_group_calibration_ignores_a_clients_scale_and_shift() -> None:
+    def scored(table: dict[str, float | None]) -> list[float | None]:
+        mixed = reward([remote("x", table)], [1.0])
+        mixed.calibration = "group"
+        return mixed(**ASKED)
+
+    assert scored(FIRST) == pytest.approx([-1.0, 1.0])  # (1 - 2) / 1, (3 - 2) / 1
+    assert scored({"a": 1000.0 * 1.0 + 7, "b": 1000.0 * 3.0 + 7}) == pytest.approx([-1.0, 1.0])
+
+
+def test_the_mixture_of_nothing_is_nan() -> None:
+    assert np.isnan(mix(np.array([[np.nan, 2.0]]), np.array([[1.0, 0.0]]))).all()
+
+
+def test_the_callable_can_be_pickled_without_its_clients() -> None:
+    copy = pickle.loads(pickle.dumps(reward([], [1.0])))
+    assert copy.__name__ == "mixed_reward"
+    assert copy.prompts["p"].text == "What?"

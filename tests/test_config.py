@@ -1,0 +1,52 @@
+"""Settings: every shipped file loads, and every mistake is named with its fix."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mor.config import ConfigError, load_params, parse_params
+
+SHIPPED = yaml.safe_load(Path("params.yaml").read_text())
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    values = copy.deepcopy(SHIPPED)
+    *sections, last = key.split(".")
+    target = values
+    for section in sections:
+        target = target[section]
+    if value is None:
+        del target[last]
+    else:
+        target[last] = value
+    return values
+
+
+def test_the_shipped_settings_load() -> None:
+    assert load_params(Path("params.yaml")).clients.keys() == {"documents", "medical", "scenes"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("router.kin", "uniform", "router.kin: unknown key.*known keys here: kind, hidden"),
+        ("router.kind", "unifrom", "router.kind: .*'federated'.*got 'unifrom'"),
+        ("grpo.beta", 0.0, "grpo.beta: .*greater than 0"),
+        ("grpo.steps", "50", "grpo.steps: .*integer; got '50'"),
+        ("seed", None, "seed: missing key"),
+        ("clients.mean", {"backbone": "x"}, "clients: .*client name 'mean'"),
+        ("clients.scenes", {}, "clients.scenes.backbone: missing key"),
+        ("benchmark.error_rate", 1.5, "benchmark.error_rate: .*less than or equal to 1"),
+    ],
+)
+def test_a_wrong_key_is_named_with_its_fix(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_params(changed(key, value))
+
+
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="run from the project's folder"):
+        load_params(tmp_path / "params.yaml")
