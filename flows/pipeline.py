@@ -27,6 +27,8 @@ def pipeline(arguments: Sequence[str] = ()) -> None:
     if outdated == []:
         console.print("[green]Everything is up to date.[/] The results of the last run:")
     else:
+        if outdated:
+            console.print(f"Out of date: {', '.join(outdated)}")
         with prefect_server() as address:
             if address is None:
                 console.print("[yellow]No Prefect server: .prefect/server.log says why. Going on without it.[/]")

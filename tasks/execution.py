@@ -21,6 +21,7 @@ from tasks import paths
 
 SERVER_PATIENCE = 60.0  # seconds for the server to come up; a new database takes most of it
 DVC = [sys.executable, "-m", "dvc"]
+SERVER = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
 
 
 class StageFailed(RuntimeError):
@@ -50,15 +51,17 @@ def reproduce(arguments: Sequence[str] = ()) -> None:
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if number == signal.SIGTERM:
+        if number == signal.SIGTERM and dvc:
             with suppress(psutil.Error):
                 process = psutil.Process(dvc.pid)
                 for member in (*process.children(recursive=True), process):
                     member.send_signal(signal.SIGINT)
 
-    dvc = subprocess.Popen([*DVC, "--wait-for-lock", "repro", *arguments], env=_environment())
+    dvc: subprocess.Popen[bytes] | None = None
+    # Set before DVC starts: a shell's background job is born deaf to SIGINT, and DVC would inherit that.
     before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        dvc = subprocess.Popen([*DVC, "--wait-for-lock", "repro", *arguments], env=_environment())
         code = dvc.wait()
     finally:
         for number, handler in before.items():
@@ -87,7 +90,7 @@ def prefect_server() -> Iterator[str | None]:
     home.mkdir(exist_ok=True)
     with (home / "server.log").open("w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            [*SERVER, "--port", str(port)],
             env=_environment() | {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"{address}/api"},
             stdout=log,
             stderr=log,

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mor.config import Params, load_params
 from tasks import paths
@@ -73,8 +79,15 @@ def test_stage_depends_on_exactly_the_code_that_it_imports(name: str) -> None:
     stage = STAGES[name].get("do", STAGES[name])
     module = stage["cmd"].split()[2]
     listed, used = listed_code(stage), used_code(module)
-    assert not used - listed, f"add to the deps of {name}: a change there would leave its results stale"
-    assert not listed - used, f"remove from the deps of {name}: a change there would run it again for nothing"
+    assert sorted(used - listed) == [], f"add to the deps of {name}: a change there would leave its results stale"
+    assert sorted(listed - used) == [], f"remove from the deps of {name}: a change there would run it again for nothing"
+
+
+def test_dvc_reads_the_stages_and_gives_every_client_its_reward_stage() -> None:
+    command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only"]
+    names = subprocess.check_output(command, cwd=ROOT, text=True, env=os.environ | {"DVC_NO_ANALYTICS": "1"}).split()
+    rewards = [f"reward@{client}" for client in load_params(ROOT / "params.yaml").clients]
+    assert names == ["zoo", "benchmark", "validate", *rewards, "router", "align", "evaluate", "report"]
 
 
 def test_every_listed_setting_exists() -> None:
@@ -123,11 +136,6 @@ def test_every_stage_writes_its_metrics_where_tracking_puts_them() -> None:
 
 
 def test_locked_packages_hold_all_that_the_project_asks_for() -> None:
-    import tomllib
-
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
     lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
     locked = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

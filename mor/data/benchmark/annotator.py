@@ -20,7 +20,7 @@ from mor.data.benchmark.render import Question
 STYLES = {"terse": "{}", "field": "answer: {}", "sentence": "The answer is {}."}
 HOUSE_STYLE = {"documents": "terse", "medical": "field", "scenes": "sentence"}
 KINDS = ("correctness", "style", "malformed", "tradeoff")
-KIND_SHARES = (0.45, 0.25, 0.18, 0.12)
+KIND_SHARES = (0.50, 0.14, 0.22, 0.14)
 
 
 def in_style(value: str, style: str) -> str:

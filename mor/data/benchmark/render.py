@@ -21,6 +21,7 @@ POOLS = {"pretrain": (0.0, 0.42), "clients": (0.42, 0.66), "public": (0.66, 0.83
 COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 220), "yellow": (235, 205, 40)}
 SHAPES = ("circle", "square", "triangle", "cross")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
+COUNT_SHAPES = ("How many shapes are there?", "Count the shapes.")
 SIZES = {"small": 2.0, "medium": 3.5, "large": 5.5}  # radius of a finding in pixels
 
 
@@ -169,14 +170,14 @@ def medical(rng: np.random.Generator, pool: str) -> list[Question]:
         scan = scan + edge * rng.uniform(70, 120)
     scan = np.clip(scan + rng.normal(0, 12, scan.shape), 0, 255) // 8 * 8  # 32 grey levels, as a scanner would quantise
     image = np.repeat(scan.astype(np.uint8)[..., None], 3, axis=2)
-    near = sorted((c for c in range(5) if c != n), key=lambda c: abs(c - n))
+    near = [other for other in _near(n, 0, 4) if other != str(n)]
     prompts = ("How many findings are there?", "Count the findings.")
     caption, cells = f"{n} findings", _finding_cells(found)
     if n != 1:
-        return [Question(image, _pick(rng, prompts), str(n), tuple(map(str, near)), "medical_count", caption, cells)]
+        return [Question(image, _pick(rng, prompts), str(n), tuple(near), "medical_count", caption, cells)]
     side = "left" if found[0][0] < 16 else "right"
     caption = f"1 finding, {names[0]}, {side}"
-    count = Question(image, _pick(rng, prompts), "1", tuple(map(str, near)), "medical_count", caption, cells)
+    count = Question(image, _pick(rng, prompts), "1", tuple(near), "medical_count", caption, cells)
     prompts = ("On which side is the finding?", "Is the finding left or right?")
     where = Question(
         image, _pick(rng, prompts), side, ("left" if side == "right" else "right",), "medical_side", caption, cells
@@ -203,39 +204,43 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, fill: tuple[int, int, int
 
 
 def scenes(rng: np.random.Generator, pool: str) -> list[Question]:
-    """Two to four coloured shapes, one a corner: the colour or place of a shape, a count, a left-right relation."""
-    n = int(rng.integers(2, 5))
+    """One to four coloured shapes, one a corner: attributes of a corner, how many there are, left-right relations."""
+    n = int(rng.integers(1, 5))
     corners = sorted(rng.permutation(4)[:n].tolist())
     shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))[:n]]
-    if repeated := rng.random() < 0.3:  # repeated shapes are there to be counted
-        shapes = [_pick(rng, SHAPES[:2]) if rng.random() < 0.6 else _pick(rng, SHAPES) for _ in range(n)]
     colours = [_pick(rng, tuple(COLOURS)) for _ in range(n)]
     ground = int(rng.integers(15, 60))
     canvas = Image.new("RGB", (SIZE, SIZE), (ground, ground, ground))
     draw = ImageDraw.Draw(canvas)
     for corner, shape, colour in zip(corners, shapes, colours, strict=True):
-        side = int(rng.integers(10, 14))
+        side = int(rng.integers(8, 14))
         x, y = (16 * (corner % 2) + int(rng.integers(1, 16 - side)), 16 * (corner // 2) + int(rng.integers(1, 16 - side)))
-        shade = rng.uniform(0.85, 1.0)
+        shade = rng.uniform(0.7, 1.0)
         red, green, blue = (int(channel * shade) for channel in COLOURS[colour])
         _draw_shape(draw, shape, (red, green, blue), x, y, side)
-    image = np.asarray(canvas)
     caption = ", ".join(f"{c} {s} {CORNERS[p]}" for c, s, p in zip(colours, shapes, corners, strict=True))
     named = {p: f"{c} {s}" for c, s, p in zip(colours, shapes, corners, strict=True)}
-    seen = Seen(image, caption, (named.get(0, ""), named.get(1, ""), named.get(2, ""), named.get(3, "")))
-    asked = shapes[int(rng.integers(n))] if rng.random() < 0.7 else _pick(rng, SHAPES)
-    questions = [_ask_count(rng, seen, asked, shapes.count(asked))]
-    if repeated:
-        return questions
-    questions = questions if rng.random() < 0.25 else []
-    for i, (shape, colour, corner) in enumerate(zip(shapes, colours, corners, strict=True)):
-        questions.append(_ask_colour(rng, seen, shape, colour, colours))
-        questions.append(_ask_place(rng, seen, shape, corner, corners))
-        across = [j for j in range(n) if corners[j] % 2 != corner % 2]
-        if across:
-            other = shapes[across[i % len(across)]]
-            questions.append(_ask_relation(rng, seen, shape, other, "left" if corner % 2 == 0 else "right"))
+    cells = (named.get(0, ""), named.get(1, ""), named.get(2, ""), named.get(3, ""))
+    seen = Seen(np.asarray(canvas), caption, cells)
+    questions = [seen.ask(_pick(rng, COUNT_SHAPES), str(n), _near(n, 1, 4), "scene_count")]
+    for shape, colour, corner in zip(shapes, colours, corners, strict=True):
+        place = CORNERS[corner]
+        prompts = (f"What colour is the {place} shape?", f"Name the {place} colour.")
+        questions.append(seen.ask(_pick(rng, prompts), colour, [*colours, *COLOURS], "scene_colour"))
+        prompts = (f"What shape is in the {place} corner?", f"Name the {place} shape.")
+        questions.append(seen.ask(_pick(rng, prompts), shape, [*shapes, *SHAPES], "scene_shape"))
+    across = [(i, j) for i in range(n) for j in range(n) if corners[i] % 2 != corners[j] % 2]
+    if across:
+        i, j = across[int(rng.integers(len(across)))]
+        first, second, where = shapes[i], shapes[j], "left" if corners[i] % 2 == 0 else "right"
+        prompts = (f"Is the {first} left or right of the {second}?", f"On which side of the {second} is the {first}?")
+        questions.append(seen.ask(_pick(rng, prompts), where, ("left", "right"), "scene_relation"))
     return questions
+
+
+def _near(n: int, lowest: int, highest: int) -> list[str]:
+    """The counts of a range, those nearest to ``n`` first."""
+    return [str(c) for c in sorted(range(lowest, highest + 1), key=lambda c: abs(c - n))]
 
 
 @dataclass(frozen=True)
@@ -249,27 +254,6 @@ class Seen:
     def ask(self, prompt: str, value: str, wrong: Iterable[str], category: str) -> Question:
         others = tuple(other for other in dict.fromkeys(wrong) if other != value)
         return Question(self.image, prompt, value, others, category, self.caption, self.cells)
-
-
-def _ask_count(rng: np.random.Generator, seen: Seen, shape: str, n: int) -> Question:
-    near = sorted(range(5), key=lambda c: abs(c - n))
-    prompts = (f"How many {shape} shapes are there?", f"Count each {shape}.")
-    return seen.ask(_pick(rng, prompts), str(n), map(str, near), "scene_count")
-
-
-def _ask_colour(rng: np.random.Generator, seen: Seen, shape: str, colour: str, present: list[str]) -> Question:
-    prompts = (f"What colour is the {shape}?", f"Name the colour of the {shape}.")
-    return seen.ask(_pick(rng, prompts), colour, [*present, *COLOURS], "scene_colour")
-
-
-def _ask_place(rng: np.random.Generator, seen: Seen, shape: str, corner: int, taken: list[int]) -> Question:
-    prompts = (f"Where is the {shape}?", f"Locate the {shape}.")
-    return seen.ask(_pick(rng, prompts), CORNERS[corner], [*(CORNERS[t] for t in taken), *CORNERS], "scene_place")
-
-
-def _ask_relation(rng: np.random.Generator, seen: Seen, shape: str, other: str, side: str) -> Question:
-    prompts = (f"Is the {shape} left or right of the {other}?", f"On which side of the {other} is the {shape}?")
-    return seen.ask(_pick(rng, prompts), side, ("left", "right"), "scene_relation")
 
 
 def mixed(rng: np.random.Generator, pool: str) -> list[Question]:

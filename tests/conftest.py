@@ -1,0 +1,12 @@
+"""Tests meet no server, no display and no store of the user's own."""
+
+from __future__ import annotations
+
+import os
+
+for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "MOR_PARENT_RUN_ID", "DVC_STAGE"):
+    os.environ.pop(name, None)
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import tasks.runtime  # noqa: E402, F401  telemetry off, before any library is imported

@@ -1,0 +1,115 @@
+"""The whole pipeline in a temporary clone, through real ``dvc repro``: two clients, one round, tiny sizes."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "benchmark": {"pairs": 60, "held_out_pairs": 4, "public": 48, "questions": 12, "error_rate": 0.05},
+    "rewards": {"steps": 4, "batch_size": 8},
+    "router": {"rounds": 4, "anchors": 8, "refit_pairs": 12},
+    "grpo": {"rounds": 1, "steps": 6, "prompts": 4, "generations": 4, "checkpoint_steps": 2},
+    "evaluation": {"resamples": 100, "samples": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with the working tree's files laid over it, and tiny settings with two clients."""
+    clone = tmp_path_factory.mktemp("smoke") / "project"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, clone / name)
+    params = yaml.safe_load((clone / "params.yaml").read_text())
+    for section, values in TINY.items():
+        params[section].update(values)
+    del params["clients"]["medical"]
+    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    run(clone, "dvc", "repro")
+    return clone
+
+
+def environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "MOR_", "DVC_"))}
+    return kept | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+
+
+def run(folder: Path, *command: str) -> str:
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def policy(folder: Path) -> str:
+    return hashlib.sha256((folder / "models/policy/adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def test_every_result_is_there(project: Path) -> None:
+    metrics = json.loads((project / "reports/metrics.json").read_text())
+    for model in ("base", "aligned"):
+        for measure in ("preference", "accuracy"):
+            suites = metrics["models"][model][measure]
+            assert {"documents", "scenes", "held_out", "mean", "worst"} <= suites.keys()
+            assert all(0 <= s["low"] <= s["value"] <= s["high"] <= 1 for s in suites.values())
+    assert metrics["wire"]["scenes"]["up_bytes"] > 0
+    assert metrics["settings"]["router"] == "federated"
+    assert (project / "reports/validation/index.html").exists()
+    assert "data:image/png;base64" in (project / "reports/report.html").read_text()
+
+
+def test_mlflow_holds_one_parent_with_a_child_for_every_stage(project: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments() if e.name != "Default"])
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    assert len(parents) == 1
+    assert "models.aligned.preference.mean" in parents[0].data.metrics
+    children = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id}
+    assert {"benchmark", "validate", "reward_documents", "reward_scenes", "router", "align", "align round 1"} <= children.keys()
+    curve = client.get_metric_history(children["align round 1"].info.run_id, "kl")
+    assert len(curve) == TINY["grpo"]["steps"]
+    assert children["reward_documents"].inputs.dataset_inputs[0].dataset.digest
+
+
+def test_a_second_run_does_nothing_and_shows_the_table(project: Path) -> None:
+    before = (project / "dvc.lock").read_text()
+    shown = run(project, sys.executable, "-m", "flows.pipeline")
+    assert (project / "dvc.lock").read_text() == before
+    assert "documents" in shown
+    assert "reports/report.html" in shown
+
+
+def test_killed_in_the_middle_of_a_round_it_resumes_to_the_same_policy(project: Path) -> None:
+    whole = policy(project)
+    ledger = (project / "models/policy/ledger.json").read_text()
+    shutil.rmtree(project / ".checkpoints/align")
+    shutil.rmtree(project / "models/policy")
+    stage = subprocess.Popen([sys.executable, "-m", "flows.align"], cwd=project, env=environment(), start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not (saved := list((project / ".checkpoints/align").glob("trainer-1/checkpoint-*/ledger.json"))):
+        assert stage.poll() is None, "the stage ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(stage.pid, signal.SIGKILL)
+    stage.wait()
+    assert not (project / "models/policy").exists(), "killed too late to show anything"
+    assert saved
+    run(project, sys.executable, "-m", "flows.align")
+    assert policy(project) == whole
+    assert (project / "models/policy/ledger.json").read_text() == ledger
