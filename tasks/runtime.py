@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from mor.config import UserError, load_params
 from tasks import paths
+
+# TRL still asks Transformers by the old names; nothing that a user could act on.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -60,7 +60,7 @@ def train_round(
         beta=settings.beta,
         temperature=settings.temperature,
         max_completion_length=settings.max_completion_tokens,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),
         bf16=torch.cuda.is_available(),
         logging_steps=1,

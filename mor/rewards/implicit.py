@@ -63,7 +63,7 @@ def train_implicit(
         warmup_steps=max(1, settings.steps // 10),
         beta=settings.beta,
         max_length=None,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),
         bf16=torch.cuda.is_available(),
         logging_steps=10,
