@@ -105,6 +105,10 @@ def evaluate_models() -> None:
             "pairs": _pairs(params),
             "routing": _routing(base, Router.load(paths.round_folder(params.grpo.rounds)), suites),
             "wire": {name: {f"{way}_bytes": ledger.total(name, way) for way in ("up", "down")} for name in params.clients},
+            "fedavg": {  # what averaging weights over the same rounds would send, one way
+                "lora_bytes": params.grpo.rounds * (paths.POLICY / "adapter_model.safetensors").stat().st_size,
+                "full_bytes": params.grpo.rounds * base.model.get_memory_footprint(),
+            },
             "seconds": _seconds(),
             "settings": {
                 "seed": params.seed,
@@ -112,6 +116,7 @@ def evaluate_models() -> None:
                 "mixture": "uniform" if params.router.kind == "uniform" else "routed",
                 "rewards": params.rewards.kind,
                 "top_k": params.router.top_k,
+                "confidence": params.evaluation.confidence,
             },
         }
         _write(paths.EVALUATION, raw)
