@@ -45,29 +45,16 @@ class Pair:
 
 
 def _malformed(value: str, other: str, house: str, rng: np.random.Generator) -> str:
-    """What a policy really produces when it goes wrong: cut off, doubled, run on, hybrid or empty-handed."""
-    text, style = in_style(value, house), list(STYLES)[int(rng.integers(len(STYLES)))]
-    variants = [
-        f"{text} {text}",
-        f"{text} {other}",
-        f"{value} {value}",
-        f"{in_style(value, style)} answer: {value}",
-        f"The answer is answer: {value}",
-        f"The answer is {value}",
-        f"{value}.",
-        f"answer: {value}.",
-        f"answer: The answer is {value}.",
-        "The answer is",
-        "answer:",
-        "The",
-        "The answer is.",
-        f"{value}{value[-1]}",
-        f"{text}{text[-1]}",
+    """What a policy really produces when it goes wrong, one of four families: cut off, doubled, hybrid or frayed."""
+    text, opening = in_style(value, house), in_style("", house).rstrip(". ")
+    families = [
+        [opening, f"{opening}.", "The answer is", "answer:", *([in_style(value[:-1], house)] if len(value) > 1 else [])],
+        [f"{text} {text}", f"{text} {other}", f"{value} {value}", f"{text}{text[-1]}", f"{value}{value[-1]}"],
+        [f"The answer is answer: {value}", f"answer: The answer is {value}.", f"{text} answer: {value}", f"{value} The"],
+        [f"{value}.", f"The answer is {value}", f"answer: {value}.", "The answer is.", "The", "answer"],
     ]
-    if len(value) > 1:
-        variants.append(in_style(value[:-1], house))
-    known = {in_style(v, s) for v in (value, other) for s in STYLES}
-    usable = [variant for variant in variants if variant not in known]
+    known = {in_style(v, style) for v in (value, other) for style in STYLES}
+    usable = [variant for variant in families[int(rng.integers(4))] if variant.strip(". ") and variant not in known]
     return usable[int(rng.integers(len(usable)))]
 
 

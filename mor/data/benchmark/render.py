@@ -280,8 +280,20 @@ DOMAINS: dict[str, Callable[[np.random.Generator, str], list[Question]]] = {
 }
 HELD_OUT = "held_out"
 
+# What is asked, by domain: the shares of the categories of question.
+CATEGORIES = {
+    "documents": {"document_form": 0.5, "document_number": 0.25, "document_label": 0.25},
+    "medical": {"medical_count": 0.75, "medical_side": 0.125, "medical_size": 0.125},
+    "scenes": {"scene_colour": 0.36, "scene_shape": 0.32, "scene_count": 0.24, "scene_relation": 0.08},
+    "held_out": {"mixed_field": 1.0},
+}
+
 
 def ask(domain: str, rng: np.random.Generator, pool: str) -> Question:
     """One question about one fresh image; ``pool`` names the split that handwriting is drawn from."""
-    questions = DOMAINS[domain](rng, pool)
-    return questions[int(rng.integers(len(questions)))]
+    shares = CATEGORIES[domain]
+    category = str(rng.choice(list(shares), p=list(shares.values())))
+    while True:
+        fitting = [question for question in DOMAINS[domain](rng, pool) if question.category == category]
+        if fitting:
+            return fitting[int(rng.integers(len(fitting)))]
