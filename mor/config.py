@@ -85,6 +85,7 @@ class Rewards(Section):
     batch_size: Count  # pairs
     learning_rate: Positive
     beta: Positive  # DPO's inverse temperature (implicit)
+    floor: Positive  # nats; what the reference finds less likely than e^-floor is judged by the tuned model alone
     label_smoothing: Share  # expected share of pairs that the annotator got wrong (implicit)
     centre: Annotated[float, Field(ge=0)]  # lambda of the head's centring term
     validation_share: Share  # pairs a client keeps back: calibration and router fit

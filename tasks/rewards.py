@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from mor.config import Params, load_params
+from mor.config import Params, Rewards, load_params
 from mor.data.schema import Preference, load_images, read_rows
 from mor.rewards.calibration import Calibration
 from mor.rewards.head import train_head
@@ -31,12 +31,14 @@ def split(params: Params, client: str) -> tuple[list[Preference], list[Preferenc
     return [pairs[i] for i in order[kept:]], [pairs[i] for i in order[:kept]]
 
 
-def _save(fresh: Path, trained: Any, kind: str, backbone: str, lora: bool) -> None:
+def _save(fresh: Path, trained: Any, settings: Rewards, backbone: str) -> None:
     model, head = trained if isinstance(trained, tuple) else (trained, None)
     fresh.mkdir(parents=True, exist_ok=True)
-    (fresh / "reward.json").write_text(json.dumps({"kind": kind, "backbone": backbone}, indent=2) + "\n")
-    model.save_pretrained(str(fresh / ("adapter" if lora else "model")))
-    if not lora:
+    (fresh / "reward.json").write_text(
+        json.dumps({"kind": settings.kind, "backbone": backbone, "floor": settings.floor}, indent=2) + "\n"
+    )
+    model.save_pretrained(str(fresh / ("adapter" if settings.lora.rank else "model")))
+    if not settings.lora.rank:
         from mor.vlm.load import load_processor
 
         load_processor(backbone).save_pretrained(str(fresh / "model"))
@@ -60,7 +62,7 @@ def train_reward(client: str) -> None:
         trainer = train_implicit if settings.kind == "implicit" else train_head
         trained = trainer(backbone, train, load_images(root, train), settings, seed=seed, checkpoints=folder / "trainer")
         fresh = folder / "result"
-        _save(fresh, trained, settings.kind, backbone, bool(settings.lora.rank))
+        _save(fresh, trained, settings, backbone)
         Calibration(0.0, 1.0).save(fresh / "calibration.json")
         model = load_reward_model(fresh)
         images = load_images(root, kept)

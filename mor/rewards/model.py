@@ -3,7 +3,7 @@
 Two kinds:
 
 - ``ImplicitReward``: the client's VLM tuned by DPO scores ``r(x, y) = log pi(y|x) - log pi_ref(y|x)``
-  (Rafailov et al. 2023, "Direct Preference Optimization", eq. 5, up to the factor beta);
+  (Rafailov et al. 2023, "Direct Preference Optimization", eq. 5, up to the factor beta), with a floor;
 - ``HeadReward``: a two-layer head on the last hidden state of the answer's last token.
 
 Scores are standardised by the client's own calibration, so that they arrive with mean 0 and deviation 1 on its data.
@@ -50,15 +50,19 @@ class Scorer(Protocol):
 
 
 class ImplicitReward:
-    """log pi(y|x) - log pi_ref(y|x) in nats."""
+    """log pi(y|x) - max(log pi_ref(y|x), -floor) in nats.
 
-    def __init__(self, tuned: Vlm, reference: Vlm) -> None:
-        self.tuned, self.reference = tuned, reference
+    The floor is our departure from DPO. To text that both models find impossible the plain ratio gives any value at
+    all, and a policy soon finds the garbage that it rates highest. With the floor, what the reference finds less likely
+    than e^-floor is judged by the tuned model's own probability, and garbage is worth nothing.
+    """
+
+    def __init__(self, tuned: Vlm, reference: Vlm, floor: float = math.inf) -> None:
+        self.tuned, self.reference, self.floor = tuned, reference, floor
 
     def __call__(self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]) -> torch.Tensor:
-        return self.tuned.answer_log_probs(prompts, images, completions) - self.reference.answer_log_probs(
-            prompts, images, completions
-        )
+        reference = self.reference.answer_log_probs(prompts, images, completions).clamp_min(-self.floor)
+        return self.tuned.answer_log_probs(prompts, images, completions) - reference
 
 
 class ScalarHead(nn.Module):
@@ -137,7 +141,7 @@ def load_reward_model(folder: Path, batch_size: int = 128) -> CalibratedReward:
         tuned = Vlm.load(str(folder / "model"), batch_size)
     scorer: Scorer
     if settings["kind"] == "implicit":
-        scorer = ImplicitReward(tuned, Vlm.load(settings["backbone"], batch_size))
+        scorer = ImplicitReward(tuned, Vlm.load(settings["backbone"], batch_size), settings["floor"])
     else:
         head = ScalarHead(tuned.model.config.get_text_config().hidden_size).to(tuned.model.device)
         head.load_state_dict(load_file(folder / "head.safetensors"))

@@ -2,10 +2,10 @@
 
 - ``local_update`` (federated): a client improves the router on its own private prompts,
 
-      -mean_i [ a_i log p_k(x_i) + (1 - a_i) log(1 - p_k(x_i)) ],
+      -mean_i a_i log p_k(x_i),
 
   with k the client and a_i whether its reward model ranked pair i rightly; the server averages the changes by size
-  (FedAvg, McMahan et al. 2017). Its opinion is wanted where it is right, and not where it is wrong.
+  (FedAvg, McMahan et al. 2017). A client pulls prompts towards itself where it is right, and nothing where it is not.
 - ``fit_bradley_terry`` (preferences, static and the online refit): maximise the likelihood of observed choices under
   the mixed reward, ``log sigmoid(sum_k w_k(x) m_k)`` with m_k client k's calibrated margin, plus ``trust`` times
   KL(last router || new router), a trust region that keeps what a small budget of fresh answers says nothing about.
@@ -54,9 +54,7 @@ def local_update(
     before = flat(network)
     optimiser = torch.optim.SGD(network.parameters(), lr=learning_rate)
     for _ in range(steps):
-        log_p = network(features).log_softmax(dim=1)[:, client]
-        log_rest = torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
-        loss = -(ranked_rightly * log_p + (1 - ranked_rightly) * log_rest).mean()
+        loss = -(ranked_rightly * network(features).log_softmax(dim=1)[:, client]).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -43,6 +43,18 @@ def test_an_untrained_implicit_reward_is_zero() -> None:
     assert scores.tolist() == [0.0] * 4
 
 
+def test_what_the_reference_finds_impossible_is_judged_by_the_tuned_model_alone() -> None:
+    class Fixed:
+        def __init__(self, *log_probs: float) -> None:
+            self.log_probs = torch.tensor(log_probs)
+
+        def answer_log_probs(self, *_: object) -> torch.Tensor:
+            return self.log_probs
+
+    reward = ImplicitReward(Fixed(-1.0, -60.0), Fixed(-3.0, -80.0), floor=10.0)  # type: ignore[arg-type]
+    assert reward(["q"] * 2, [], ["right", "garbage"]).tolist() == [2.0, -50.0]  # -1 + 3; -60 + 10, not +20
+
+
 @pytest.mark.parametrize("kind", ["implicit", "head"])
 def test_both_kinds_learn_a_house_style(kind: str, tmp_path: Path) -> None:
     pairs, images = style_pairs(96)
@@ -114,11 +126,11 @@ def test_a_saved_reward_model_scores_as_before_and_its_fingerprint_follows_its_w
     model = train_implicit(BACKBONE, pairs, images, settings(steps=2), seed=0, checkpoints=tmp_path / "trainer")
     folder = tmp_path / "reward"
     model.save_pretrained(str(folder / "adapter"))
-    (folder / "reward.json").write_text(json.dumps({"kind": "implicit", "backbone": BACKBONE}))
+    (folder / "reward.json").write_text(json.dumps({"kind": "implicit", "backbone": BACKBONE, "floor": 10.0}))
     Calibration(0.0, 1.0).save(folder / "calibration.json")
     vlm = Vlm.load(BACKBONE)
     prompts, answers = [p.prompt for p in pairs], [p.chosen for p in pairs]
-    before = ImplicitReward(Vlm(model.eval(), vlm.processor), vlm)(prompts, images, answers)
+    before = ImplicitReward(Vlm(model.eval(), vlm.processor), vlm, floor=10.0)(prompts, images, answers)
     assert load_reward_model(folder).score(prompts, images, answers) == pytest.approx(before.tolist(), abs=1e-3)
     first = fingerprint(folder)
     Calibration(0.5, 1.0).save(folder / "calibration.json")

@@ -284,7 +284,7 @@ HELD_OUT = "held_out"
 CATEGORIES = {
     "documents": {"document_form": 0.5, "document_number": 0.25, "document_label": 0.25},
     "medical": {"medical_count": 0.75, "medical_side": 0.125, "medical_size": 0.125},
-    "scenes": {"scene_colour": 0.36, "scene_shape": 0.32, "scene_count": 0.24, "scene_relation": 0.08},
+    "scenes": {"scene_colour": 0.40, "scene_shape": 0.28, "scene_count": 0.24, "scene_relation": 0.08},
     "held_out": {"mixed_field": 1.0},
 }
 
