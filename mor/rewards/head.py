@@ -33,6 +33,12 @@ class BradleyTerry(nn.Module):
         super().__init__()
         self.backbone, self.head, self.centre, self._vlm = vlm.model, head, centre, vlm
 
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Weights, tied ones (word embeddings and output layer) once, as safetensors demands."""
+        named: dict[int, str] = {}
+        state = super().state_dict(*args, **options)
+        return {name: t for name, t in state.items() if named.setdefault(t.data_ptr(), name) == name}
+
     def forward(self, answer_mask: torch.Tensor, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
         chosen, rejected = self.head(last_answer_state(self._vlm, batch, answer_mask)).chunk(2)
         loss = -logsigmoid(chosen - rejected) + self.centre * (chosen + rejected) ** 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mor.config import Rewards, load_params
+from mor.config import Lora, Rewards, load_params
 from mor.data.benchmark.annotator import make_pair
 from mor.data.benchmark.render import ask
 from mor.data.schema import Preference
@@ -123,7 +123,7 @@ def test_groups_are_standardised_apart_and_unscorable_kept() -> None:
 
 def test_a_saved_reward_model_scores_as_before_and_its_fingerprint_follows_its_weights(tmp_path: Path) -> None:
     pairs, images = style_pairs(8)
-    model = train_implicit(BACKBONE, pairs, images, settings(steps=2), seed=0, checkpoints=tmp_path / "trainer")
+    model = train_implicit(BACKBONE, pairs, images, settings(steps=2, lora=Lora(rank=4, alpha=8)), seed=0, checkpoints=tmp_path / "trainer")
     folder = tmp_path / "reward"
     model.save_pretrained(str(folder / "adapter"))
     (folder / "reward.json").write_text(json.dumps({"kind": "implicit", "backbone": BACKBONE, "floor": 10.0}))
