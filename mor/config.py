@@ -117,6 +117,7 @@ class Grpo(Section):
     checkpoint_steps: Count
     calibration: Literal["group", "reference"]
     quorum: Count  # clients that must answer
+    train_vision: bool  # whether the policy's LoRA reaches the vision tower and connector
     lora: Lora
 
 

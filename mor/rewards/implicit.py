@@ -22,11 +22,15 @@ from mor.vlm.load import load_model, load_processor
 from mor.vlm.progress import show_progress
 
 
-def lora_config(lora: Lora) -> LoraConfig | None:
-    """LoRA on every linear layer; ``None`` for rank 0, which trains every weight."""
+VISION_LAYERS = r".*(vision|visual|projector|connector).*"  # their names in the architectures of Transformers
+
+
+def lora_config(lora: Lora, *, vision: bool = True) -> LoraConfig | None:
+    """LoRA on every linear layer, or on the language model's alone; ``None`` for rank 0, which trains every weight."""
     if not lora.rank:
         return None
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", lora_dropout=0.0)
+    exclude = None if vision else VISION_LAYERS
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", exclude_modules=exclude)
 
 
 def _dataset(pairs: Sequence[Preference], images: Sequence[Image.Image]) -> Dataset:
