@@ -21,7 +21,6 @@ from mor.data.schema import Preference
 from mor.vlm.load import load_model, load_processor
 from mor.vlm.progress import show_progress
 
-
 VISION_LAYERS = r".*(vision|visual|projector|connector).*"  # their names in the architectures of Transformers
 
 
