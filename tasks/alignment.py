@@ -28,8 +28,14 @@ from tasks.routing import public_prompts
 from tasks.runtime import task
 from tasks.tracking import StageRun, stage_run
 
-CURVES = {"reward": "reward", "reward_std": "reward_std", "kl": "kl", "entropy": "entropy",
-          "completions/mean_length": "completion_length", "step_time": "seconds"}  # fmt: skip
+CURVES = {  # TRL's own "reward" is left out: it averages to 0 wherever groups are standardised
+    "mixed_score": "reward",
+    "reward_std": "reward_std",
+    "kl": "kl",
+    "entropy": "entropy",
+    "completions/mean_length": "completion_length",
+    "step_time": "seconds",
+}
 
 
 class KeepLedger(TrainerCallback):

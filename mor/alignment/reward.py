@@ -131,6 +131,9 @@ class MixedReward:
             )
 
     def _log(self, log_metric: Callable[[str, float], None], scores: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+        mixed = mix(scores, weights)  # on the clients' own scales: standardised in groups, the mean would always be 0
+        if np.isfinite(mixed).any():
+            log_metric("mixed_score", float(np.nanmean(mixed)))
         for k, client in enumerate(self.clients):
             log_metric(f"weight/{client.name}", float(weights[:, k].mean()))
             if np.isfinite(scores[:, k]).any():
