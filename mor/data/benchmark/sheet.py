@@ -28,7 +28,7 @@ INK, QUIET, GREEN, RED, RULE = "#26292e", "#6b7078", "#1a7f4b", "#b3372f", "#e3e
 DOMAINS = {
     "documents": "real handwriting: two-digit numbers, alone, in a two-field form or on a coloured label",
     "medical": "scan phantoms drawn by program: how many bright findings, on which side, of what size",
-    "scenes": "two to four coloured shapes drawn by program: colour, place, number, left or right of another",
+    "scenes": "one to four coloured shapes drawn by program: colour and shape in a corner, number, left or right of another",
     "held_out": "handwritten numbers in two coloured bands, asked for by colour; no client holds such data",
 }
 
