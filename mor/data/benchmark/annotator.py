@@ -20,8 +20,7 @@ from mor.data.benchmark.render import Question
 STYLES = {"terse": "{}", "field": "answer: {}", "sentence": "The answer is {}."}
 HOUSE_STYLE = {"documents": "terse", "medical": "field", "scenes": "sentence"}
 KINDS = ("correctness", "style", "malformed", "tradeoff")
-KIND_SHARES = (0.46, 0.20, 0.20, 0.14)
-ELSEWHERE = 0.3  # share of correctness pairs in a foreign style, and of style pairs about a wrong value
+KIND_SHARES = (0.50, 0.14, 0.22, 0.14)
 
 
 def in_style(value: str, style: str) -> str:
@@ -60,24 +59,18 @@ def _malformed(value: str, other: str, house: str, rng: np.random.Generator) -> 
 
 
 def make_pair(question: Question, house: str, kind: str, rng: np.random.Generator) -> Pair:
-    """One preference pair of ``kind`` as the error-free annotator ranks it.
-
-    Some correctness pairs are in a foreign style and some style pairs about a wrong value: a reward model that has seen
-    wrong answers in the house style alone comes to like wrong answers in any other.
-    """
-    other = [style for style in STYLES if style != house][int(rng.integers(len(STYLES) - 1))]
+    """One preference pair of ``kind`` as the error-free annotator ranks it."""
+    others = [style for style in STYLES if style != house]
     right = in_style(question.value, house)
     wrong = question.wrong[min(int(rng.geometric(0.5)) - 1, len(question.wrong) - 1)]
     if kind == "correctness":
-        style = other if rng.random() < ELSEWHERE else house
-        return Pair(in_style(question.value, style), in_style(wrong, style), kind)
+        return Pair(right, in_style(wrong, house), kind)
     if kind == "style":
-        value = wrong if rng.random() < ELSEWHERE else question.value
-        return Pair(in_style(value, house), in_style(value, other), kind)
+        return Pair(right, in_style(question.value, others[int(rng.integers(len(others)))]), kind)
     if kind == "malformed":
         return Pair(right, _malformed(question.value, wrong, house, rng), kind)
     if kind == "tradeoff":
-        return Pair(in_style(question.value, other), in_style(wrong, house), kind)
+        return Pair(in_style(question.value, others[int(rng.integers(len(others)))]), in_style(wrong, house), kind)
     raise ValueError(f"unknown kind of pair {kind!r}; expected one of {', '.join(KINDS)}")
 
 
