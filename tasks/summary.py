@@ -27,13 +27,13 @@ def show_results(console: Console | None = None) -> None:
         return
     metrics = json.loads(paths.METRICS.read_text())
     console.width = max(console.width, WIDTH)
-    console.print(Group(models_table(metrics), *_details(metrics), "", NEXT))
+    settings = "  ".join(f"{name} {value}" for name, value in metrics.get("settings", {}).items())
+    console.print(Group(f"[italic]{settings}[/]", models_table(metrics), *_details(metrics), "", NEXT))
 
 
 def models_table(metrics: Mapping[str, Any]) -> Table:
     """Base against aligned with their intervals, one row a suite; shares in percent, the difference in points."""
-    settings = metrics.get("settings", {})
-    table = _table("  ".join(f"{name} {value}" for name, value in settings.items()))
+    table = _table()
     for measure in ("preference", "accuracy"):
         for heading in (f"{measure}\nbase", "\naligned", "\nchange"):
             table.add_column(heading, justify="right", no_wrap=True)
@@ -49,8 +49,8 @@ def models_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
-def _table(title: str = "") -> Table:
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+def _table() -> Table:
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("")
     return table
 

@@ -31,6 +31,7 @@ import yaml
 from pydantic import BaseModel
 
 from mor.config import load_params
+from mor.evaluation.metrics import flatten as numbers
 from tasks import paths
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def reconcile(parent_id: str) -> list[str]:
             recorded = _json(paths.stage_metrics(stage))
             run.metrics({name: value for name, value in recorded.items() if value is not None})
         cached.append(stage)
-    _log_changed(parent_id, flatten_metrics(_json(paths.METRICS)))
+    _log_changed(parent_id, numbers(_json(paths.METRICS)))
     _client().set_tag(parent_id, "mor.dvc_lock", _lock_digest())
     return cached
 
@@ -173,12 +174,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         value = value.model_dump() if isinstance(value, BaseModel) else value
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
-
-
-def flatten_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of ``reports/metrics.json`` under dotted names; ``{"value", "low", "high"}`` is ``x``, ``x.low``, ``x.high``."""
-    numbers = {name: value for name, value in flatten(metrics).items() if isinstance(value, int | float)}
-    return {name.removesuffix(".value"): float(value) for name, value in numbers.items()}
 
 
 def digest(path: Path) -> str:

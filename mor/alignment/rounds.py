@@ -55,7 +55,7 @@ def train_round(
         per_device_train_batch_size=settings.prompts * settings.generations,
         num_generations=settings.generations,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant_with_warmup",
+        lr_scheduler_type="cosine",
         warmup_steps=3,
         beta=settings.beta,
         temperature=settings.temperature,

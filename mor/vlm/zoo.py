@@ -5,9 +5,9 @@ Real architectures from Transformers at tiny sizes, so that a fresh clone has mo
 ========  ===================================  ==============================  ====================
 name      vision tower -> connector            language model                  tokenizer
 ========  ===================================  ==============================  ====================
-llava     CLIP ViT, patches of 16 -> MLP       Llama                           byte-level BPE, 384
-idefics3  SigLIP ViT, of 8 -> pixel shuffle    Llama, grouped queries          byte-level BPE, 448
-gemma3    SigLIP ViT, of 8 -> average pooling  Gemma 3, sliding window, norms  byte-level BPE, 512
+llava     CLIP ViT, patches of 16 -> MLP       Llama                           byte-level BPE, 416
+idefics3  SigLIP ViT, of 8 -> pixel shuffle    Llama, grouped queries          byte-level BPE, 419
+gemma3    SigLIP ViT, of 8 -> average pooling  Gemma 3, sliding window, norms  byte-level BPE, 416
 ========  ===================================  ==============================  ====================
 
 Each hands its language model four image tokens, one a quarter of the image: with sixteen, reading handwriting took
@@ -147,7 +147,7 @@ _HALF: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
 def _llava(texts: list[str], size: Size) -> tuple[PreTrainedModel, ProcessorMixin]:
-    tokenizer = train_tokenizer(texts, 384, {"image_token": "<image>"}, "<image>")
+    tokenizer = train_tokenizer(texts, 512, {"image_token": "<image>"}, "<image>")
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**{**size.vision, "patch_size": 2 * PATCH}),
         text_config=LlamaConfig(**size.text, **_ids(tokenizer)),
@@ -346,8 +346,7 @@ def train_vision(
 class Muon(torch.optim.Optimizer):
     """Torch's Muon for the layers' matrices and AdamW for everything else, as one optimiser.
 
-    Muon (Jordan et al. 2024) takes these models past the plateau in which they answer without looking in about half
-    the steps that AdamW needs.
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
 
     def __init__(self, model: PreTrainedModel, learning_rate: float) -> None:

@@ -2,7 +2,7 @@
 
 A client's annotator gives each answer points and prefers the higher one::
 
-    0                      malformed: truncated, repeated, padded with junk, or of no known style
+    0                      malformed: truncated, repeated, padded with junk, of no known style or beside the point
     1 + 2 * right + house  otherwise: being right outweighs being in the client's house style
 
 and errs (prefers the lower one) with probability ``error_rate``. House styles conflict between clients, so no
@@ -15,12 +15,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mor.data.benchmark.render import Question
+from mor.data.benchmark.render import COLOURS, SHAPES, SIZES, Question
 
 STYLES = {"terse": "{}", "field": "answer: {}", "sentence": "The answer is {}."}
 HOUSE_STYLE = {"documents": "terse", "medical": "field", "scenes": "sentence"}
 KINDS = ("correctness", "style", "malformed", "tradeoff")
-KIND_SHARES = (0.50, 0.14, 0.22, 0.14)
+KIND_SHARES = (0.44, 0.22, 0.20, 0.14)
+VALUES = (  # by kind of question
+    tuple(COLOURS),
+    SHAPES,
+    tuple(SIZES),
+    ("left", "right"),
+    tuple(str(n) for n in range(5)),
+    tuple(f"{n:02d}" for n in range(100)),
+)
+FOREIGN = 0.3  # share of correctness pairs in a foreign style
 
 
 def in_style(value: str, style: str) -> str:
@@ -44,33 +53,46 @@ class Pair:
     kind: str
 
 
+def _beside_the_point(value: str, rng: np.random.Generator) -> str:
+    """A value that answers another kind of question: a colour where a number was asked for."""
+    kinds = [kind for kind in VALUES if value not in kind]
+    kind = kinds[int(rng.integers(len(kinds)))]
+    return kind[int(rng.integers(len(kind)))]
+
+
 def _malformed(value: str, other: str, house: str, rng: np.random.Generator) -> str:
-    """What a policy really produces when it goes wrong, one of four families: cut off, doubled, hybrid or frayed."""
+    """What a policy really produces when it goes wrong: cut off, doubled, hybrid, frayed or beside the point."""
     text, opening = in_style(value, house), in_style("", house).rstrip(". ")
     families = [
         [opening, f"{opening}.", "The answer is", "answer:", *([in_style(value[:-1], house)] if len(value) > 1 else [])],
         [f"{text} {text}", f"{text} {other}", f"{value} {value}", f"{text}{text[-1]}", f"{value}{value[-1]}"],
         [f"The answer is answer: {value}", f"answer: The answer is {value}.", f"{text} answer: {value}", f"{value} The"],
         [f"{value}.", f"The answer is {value}", f"answer: {value}.", "The answer is.", "The", "answer"],
+        [in_style(_beside_the_point(value, rng), style) for style in STYLES],
     ]
     known = {in_style(v, style) for v in (value, other) for style in STYLES}
-    usable = [variant for variant in families[int(rng.integers(4))] if variant.strip(". ") and variant not in known]
+    usable = [variant for variant in families[int(rng.integers(len(families)))] if variant.strip(". ") and variant not in known]
     return usable[int(rng.integers(len(usable)))]
 
 
 def make_pair(question: Question, house: str, kind: str, rng: np.random.Generator) -> Pair:
-    """One preference pair of ``kind`` as the error-free annotator ranks it."""
-    others = [style for style in STYLES if style != house]
+    """One preference pair of ``kind`` as the error-free annotator ranks it.
+
+    Some correctness pairs are in a foreign style: a reward model that has seen wrong answers in the house style alone
+    comes to like wrong answers in any other.
+    """
+    other = [style for style in STYLES if style != house][int(rng.integers(len(STYLES) - 1))]
     right = in_style(question.value, house)
     wrong = question.wrong[min(int(rng.geometric(0.5)) - 1, len(question.wrong) - 1)]
     if kind == "correctness":
-        return Pair(right, in_style(wrong, house), kind)
+        style = other if rng.random() < FOREIGN else house
+        return Pair(in_style(question.value, style), in_style(wrong, style), kind)
     if kind == "style":
-        return Pair(right, in_style(question.value, others[int(rng.integers(len(others)))]), kind)
+        return Pair(right, in_style(question.value, other), kind)
     if kind == "malformed":
         return Pair(right, _malformed(question.value, wrong, house, rng), kind)
     if kind == "tradeoff":
-        return Pair(in_style(question.value, others[int(rng.integers(len(others)))]), in_style(wrong, house), kind)
+        return Pair(in_style(question.value, other), in_style(wrong, house), kind)
     raise ValueError(f"unknown kind of pair {kind!r}; expected one of {', '.join(KINDS)}")
 
 
