@@ -24,11 +24,16 @@ def name(seed: int, router: str) -> str:
     return f"{router}-seed-{seed}"
 
 
+def git(*words: str) -> str:
+    """What a git command prints."""
+    return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout
+
+
 def existing() -> dict[str, str]:
-    """Experiments of the current commit: name to revision."""
-    listed = subprocess.run(["dvc", "exp", "list", "--sha"], check=True, capture_output=True, text=True).stdout
-    rows = (line.split() for line in listed.splitlines() if line.startswith("  "))
-    return {words[-1].strip("[]"): words[0].rstrip(":") for words in rows if len(words) > 1}
+    """Experiments of the current commit: name to git reference, as DVC keeps them."""
+    head = git("rev-parse", "HEAD").strip()
+    references = git("for-each-ref", "--format=%(refname)", f"refs/exps/{head[:2]}/{head[2:]}").split()
+    return {reference.rsplit("/", 1)[1]: reference for reference in references}
 
 
 def run(seed: int, router: str) -> None:
@@ -41,10 +46,7 @@ def run(seed: int, router: str) -> None:
 
 def metrics(experiment: str) -> dict[str, Any]:
     """``reports/metrics.json`` of an experiment."""
-    shown = subprocess.run(
-        ["git", "show", f"{existing()[experiment]}:reports/metrics.json"], check=True, capture_output=True, text=True
-    )
-    found: dict[str, Any] = json.loads(shown.stdout)
+    found: dict[str, Any] = json.loads(git("show", f"{existing()[experiment]}:reports/metrics.json"))
     return found
 
 

@@ -134,9 +134,10 @@ def reconcile(parent_id: str) -> list[str]:
     digest. Calling it again changes nothing.
     """
     ran = {paths.stage_name(child.data.tags.get("mor.stage", "")) for child in _children(parent_id)}
-    cached = []
+    cached, clients = [], load_params(paths.PARAMS).clients
     for stage, entry in (_yaml(paths.DVC_LOCK).get("stages") or {}).items():
-        if paths.stage_name(stage) in ran:
+        removed = "@" in stage and stage.partition("@")[2] not in clients  # DVC keeps a removed client's entry
+        if removed or paths.stage_name(stage) in ran:
             continue
         settings = entry.get("params", {}).get(str(paths.PARAMS), {})
         with _open_child(parent_id, paths.stage_name(stage), stage, settings, {"mor.cached": "true"}) as run:

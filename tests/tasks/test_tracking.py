@@ -23,6 +23,7 @@ schema: '2.0'
 stages:
   validate: {cmd: x, params: {params.yaml: {validation: {on_bad_rows: fail}}}}
   reward@documents: {cmd: x, params: {params.yaml: {seed: 0, rewards: {beta: 0.2}}}}
+  reward@removed: {cmd: x, params: {params.yaml: {seed: 0}}}
 """
 
 
@@ -135,7 +136,7 @@ def test_execution_is_the_dvc_process_above(tmp_path: Path) -> None:
     assert said[1].split("@")[0] == said[0]
 
 
-def test_skipped_stages_get_one_cached_run_each_with_what_they_recorded(parent: str) -> None:
+def test_skipped_stages_of_present_clients_get_one_cached_run_each(parent: str) -> None:
     with tracking.stage_run("validate", {}):
         pass
     Path("reports/stages/reward_documents.json").write_text('{"reward.documents.accuracy": 0.75, "lost": null, "seconds": 3}')
