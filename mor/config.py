@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 RouterKind = Literal["federated", "preferences", "online", "uniform", "static", "oracle"]
 RewardKind = Literal["implicit", "head"]
+Architecture = Literal["llava", "idefics3", "gemma3"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -52,9 +53,11 @@ class Benchmark(Section):
 
 
 class ZooModel(Section):
+    architecture: Architecture
     mix: dict[str, float]  # share of each domain among the training images
     vision_steps: Count
     steps: Count
+    schedule_steps: Count  # length of the learning rate's decay; a model that stops before its end is left to be improved
 
 
 class Zoo(Section):
@@ -77,6 +80,7 @@ class Validation(Section):
 class Lora(Section):
     rank: Annotated[int, Field(ge=0)]  # 0 trains every weight
     alpha: Count
+    target_modules: str | list[str]  # PEFT's: "all-linear", or the names of the layers
 
 
 class Rewards(Section):
@@ -117,7 +121,6 @@ class Grpo(Section):
     checkpoint_steps: Count
     calibration: Literal["group", "reference"]
     quorum: Count  # clients that must answer
-    train_vision: bool  # whether the policy's LoRA reaches the vision tower and connector
     lora: Lora
 
 

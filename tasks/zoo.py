@@ -21,11 +21,12 @@ def train_zoo() -> None:
             fresh = folder / "done" / name
             if not fresh.exists():
                 model, processor, accuracy = train_zoo_model(
-                    name,
+                    model_settings.architecture,
                     mix=model_settings.mix,
                     images=settings.images,
                     vision_steps=model_settings.vision_steps,
                     steps=model_settings.steps,
+                    schedule_steps=model_settings.schedule_steps,
                     batch_size=settings.batch_size,
                     learning_rate=settings.learning_rate,
                     caption_share=settings.caption_share,

@@ -76,7 +76,7 @@ def train_round(
         args=arguments,
         train_dataset=prompt_dataset(list(reward.prompts.values())),
         processing_class=load_processor(base),
-        peft_config=lora_config(settings.lora, vision=settings.train_vision),
+        peft_config=lora_config(settings.lora),
         callbacks=callbacks,
     )
     if adapter is not None:

@@ -21,15 +21,10 @@ from mor.data.schema import Preference
 from mor.vlm.load import load_model, load_processor
 from mor.vlm.progress import show_progress
 
-VISION_LAYERS = r".*(vision|visual|projector|connector).*"  # their names in the architectures of Transformers
 
-
-def lora_config(lora: Lora, *, vision: bool = True) -> LoraConfig | None:
-    """LoRA on every linear layer, or on the language model's alone; ``None`` for rank 0, which trains every weight."""
-    if not lora.rank:
-        return None
-    exclude = None if vision else VISION_LAYERS
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", exclude_modules=exclude)
+def lora_config(lora: Lora) -> LoraConfig | None:
+    """PEFT's settings for a LoRA; ``None`` for rank 0, which trains every weight."""
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules) if lora.rank else None
 
 
 def _dataset(pairs: Sequence[Preference], images: Sequence[Image.Image]) -> Dataset:

@@ -3,7 +3,7 @@
 Real architectures from Transformers at tiny sizes, so that a fresh clone has models without a hub:
 
 ========  ===================================  ==============================  ====================
-name      vision tower -> connector            language model                  tokenizer
+model     vision tower -> connector            language model                  tokenizer
 ========  ===================================  ==============================  ====================
 llava     CLIP ViT, patches of 16 -> MLP       Llama                           byte-level BPE, 416
 idefics3  SigLIP ViT, of 8 -> pixel shuffle    Llama, grouped queries          byte-level BPE, 419
@@ -321,10 +321,15 @@ def train_vision(
     """
     descriptions = [[quarter_words(cell, i) for i, cell in enumerate(questions[0].cells)] for questions in chats]
     words = sorted(set().union(*(described for image in descriptions for described in image)))
-    ids = torch.tensor([processor.tokenizer(word if word.isdigit() else f" {word}").input_ids[-1] for word in words])
-    targets = torch.tensor([[[word in described for word in words] for described in image] for image in descriptions]).float()
+    spelt = [*words, *(f" {word}" for word in words)]  # opening an answer, and inside a sentence
+    tokens = [(text.strip(), processor.tokenizer(text, add_special_tokens=False).input_ids) for text in spelt]
+    whole = [(word, ids[0]) for word, ids in tokens if len(ids) == 1]
+    ids = torch.tensor([token for _, token in whole])
+    targets = torch.tensor(
+        [[[word in described for word, _ in whole] for described in image] for image in descriptions]
+    ).float()
     generator = torch.Generator().manual_seed(seed)
-    scale, bias = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.full((len(words),), -2.0))
+    scale, bias = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.full((len(whole),), -2.0))
     weights = [*model.parameters(), scale, bias]
     optimiser = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1.5e-3, total_steps=max(steps, 1), pct_start=0.1)
@@ -374,12 +379,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def train_zoo_model(
-    name: str,
+    architecture: str,
     *,
     mix: dict[str, float],
     images: int,
     vision_steps: int,
     steps: int,
+    schedule_steps: int,
     batch_size: int,
     learning_rate: float,
     caption_share: float,
@@ -387,7 +393,7 @@ def train_zoo_model(
     checkpoints: Path,
     size: Size | None = None,
 ) -> tuple[PreTrainedModel, ProcessorMixin, float | None]:
-    """Build the architecture ``name`` and train it from scratch; resumes from ``checkpoints`` after an interruption.
+    """Build a tiny model of ``architecture`` and train it from scratch; resumes from ``checkpoints`` after an interruption.
 
     Returns model, processor and the vision tower's accuracy (None after a resume past its training).
     """
@@ -396,7 +402,7 @@ def train_zoo_model(
     chats = sample_conversations(mix, images, rng)
     seen = [question for chat in chats[:5000] for question in chat]
     texts = [text for q in seen for text in (q.prompt, q.caption, *(in_style(q.value, style) for style in STYLES))]
-    model, processor = ARCHITECTURES[name](texts, size or Size())
+    model, processor = ARCHITECTURES[architecture](texts, size or Size())
     data = Conversations(chats, processor, caption_share, rng)
     pad_id = processor.tokenizer.pad_token_id
     resume, accuracy = any(checkpoints.glob("checkpoint-*")), None
@@ -416,7 +422,7 @@ def train_zoo_model(
         seed=seed,
     )
     optimiser = Muon(model, learning_rate)
-    schedule = get_cosine_schedule_with_warmup(optimiser, max(1, steps // 20), steps)
+    schedule = get_cosine_schedule_with_warmup(optimiser, schedule_steps // 20, schedule_steps)
     trainer = Trainer(
         model, arguments, optimizers=(optimiser, schedule), train_dataset=data, data_collator=lambda rows: collate(rows, pad_id)
     )

@@ -124,7 +124,12 @@ def test_groups_are_standardised_apart_and_unscorable_kept() -> None:
 def test_a_saved_reward_model_scores_as_before_and_its_fingerprint_follows_its_weights(tmp_path: Path) -> None:
     pairs, images = style_pairs(8)
     model = train_implicit(
-        BACKBONE, pairs, images, settings(steps=2, lora=Lora(rank=4, alpha=8)), seed=0, checkpoints=tmp_path / "trainer"
+        BACKBONE,
+        pairs,
+        images,
+        settings(steps=2, lora=Lora(rank=4, alpha=8, target_modules="all-linear")),
+        seed=0,
+        checkpoints=tmp_path / "trainer",
     )
     folder = tmp_path / "reward"
     model.save_pretrained(str(folder / "adapter"))

@@ -229,9 +229,10 @@ def scenes(rng: np.random.Generator, pool: str) -> list[Question]:
         questions.append(seen.ask(_pick(rng, prompts), colour, [*colours, *COLOURS], "scene_colour"))
         prompts = (f"What shape is in the {place} corner?", f"Name the {place} shape.")
         questions.append(seen.ask(_pick(rng, prompts), shape, [*shapes, *SHAPES], "scene_shape"))
+        questions.append(seen.ask(f"Where is the {shape}?", place, CORNERS, "scene_place"))  # a lesson for relations
     across = [(i, j) for i in range(n) for j in range(n) if corners[i] % 2 != corners[j] % 2]
-    if across:
-        i, j = across[int(rng.integers(len(across)))]
+    for pick in rng.permutation(len(across))[:2].tolist():
+        i, j = across[pick]
         first, second, where = shapes[i], shapes[j], "left" if corners[i] % 2 == 0 else "right"
         prompts = (f"Is the {first} left or right of the {second}?", f"On which side of the {second} is the {first}?")
         questions.append(seen.ask(_pick(rng, prompts), where, ("left", "right"), "scene_relation"))
@@ -280,7 +281,7 @@ DOMAINS: dict[str, Callable[[np.random.Generator, str], list[Question]]] = {
 }
 HELD_OUT = "held_out"
 
-# What is asked, by domain: the shares of the categories of question.
+# What clients and suites ask, by domain: the shares of the categories of question. Pre-training asks for places too.
 CATEGORIES = {
     "documents": {"document_form": 0.5, "document_number": 0.25, "document_label": 0.25},
     "medical": {"medical_count": 0.75, "medical_side": 0.125, "medical_size": 0.125},
