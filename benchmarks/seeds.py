@@ -61,7 +61,7 @@ def rows(seed: int, router: str, found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(tidy: list[dict[str, Any]], measure: str) -> str:
-    """Markdown: base, uniform and routed a seed, then the gains that the README speaks of."""
+    """Markdown: base, routed and uniform for every seed."""
     value = {(r["seed"], r["router"], r["model"], r["suite"]): float(r["value"]) for r in tidy if r["measure"] == measure}
     seeds, routers = sorted({key[0] for key in value}), sorted({key[1] for key in value})
     lines = [f"| {measure} | " + " | ".join(SUITES) + " |", "|---" * (len(SUITES) + 1) + "|"]
@@ -69,7 +69,7 @@ def table(tidy: list[dict[str, Any]], measure: str) -> str:
         shown = [("base", routers[0], "base")] + [(router, router, "aligned") for router in routers]
         for label, router, model in shown:
             cells = [
-                f"{value[seed, router, model, suite]:.2f}" if (seed, router, model, suite) in value else "" for suite in SUITES
+                f"{value[seed, router, model, suite]:.3f}" if (seed, router, model, suite) in value else "" for suite in SUITES
             ]
             lines.append(f"| seed {seed}, {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -5,9 +5,9 @@ Real architectures from Transformers at tiny sizes, so that a fresh clone has mo
 ========  ===================================  ==============================  ====================
 model     vision tower -> connector            language model                  tokenizer
 ========  ===================================  ==============================  ====================
-llava     CLIP ViT, patches of 16 -> MLP       Llama                           byte-level BPE, 416
+llava     CLIP ViT, patches of 16 -> MLP       Llama                           byte-level BPE, 418
 idefics3  SigLIP ViT, of 8 -> pixel shuffle    Llama, grouped queries          byte-level BPE, 419
-gemma3    SigLIP ViT, of 8 -> average pooling  Gemma 3, sliding window, norms  byte-level BPE, 416
+gemma3    SigLIP ViT, of 8 -> average pooling  Gemma 3, sliding window, norms  byte-level BPE, 421
 ========  ===================================  ==============================  ====================
 
 Each hands its language model four image tokens, one a quarter of the image: with sixteen, reading handwriting took
@@ -15,8 +15,9 @@ more than twice as long to learn.
 
 Trained in two steps, as their big siblings are. First the vision tower and connector learn which words describe each
 quarter of the image; from scratch through the language model alone, reading handwriting stays at chance for hundreds
-of steps. Then the whole model learns to answer questions in every
-style at random, and to caption. Loss is on the answers' tokens alone.
+of steps. Then the whole model learns to answer questions in every style at random, and to caption. Loss is on the
+answers' tokens alone. `params.yaml` names each model's architecture and mix of domains: the base is a generalist, a
+client's model a specialist.
 """
 
 from __future__ import annotations
