@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: run test zoo ui clean
+.PHONY: run test benchmark zoo ui clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)  ## bring every stage up to date and show the results; ARGS go to `dvc repro`
@@ -19,6 +19,9 @@ test: $(INSTALLED)  ## every check, the fastest first
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	$(BIN)/pytest $(ARGS)
+
+benchmark: $(INSTALLED)  ## MoR against other methods, five seeds; ARGS=--quick for one
+	$(BIN)/python -m flows.compare $(ARGS)
 
 zoo: $(INSTALLED)  ## train the tiny models again, whose weights are in git
 	@trap : INT TERM; sed -i.frozen 's/^    frozen: true/    frozen: false/' dvc.yaml; \

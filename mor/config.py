@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-RouterKind = Literal["federated", "preferences", "online", "uniform", "static", "oracle"]
+RouterKind = Literal["federated", "preferences", "online", "uniform", "random", "static", "oracle"]
 RewardKind = Literal["implicit", "head"]
 Architecture = Literal["llava", "idefics3", "gemma3"]
+Style = Literal["terse", "field", "sentence"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -50,6 +51,7 @@ class Benchmark(Section):
     public: Count  # public prompts
     questions: Count  # evaluation questions a suite
     error_rate: Share  # how often the annotator prefers the worse answer
+    styles: Annotated[dict[str, Style], Field(min_length=1)]  # each client's house style
 
 
 class ZooModel(Section):
@@ -90,7 +92,6 @@ class Rewards(Section):
     learning_rate: Positive
     beta: Positive  # DPO's inverse temperature (implicit)
     floor: Positive  # nats; what the reference finds less likely than e^-floor is judged by the tuned model alone
-    label_smoothing: Share  # expected share of pairs that the annotator got wrong (implicit)
     centre: Annotated[float, Field(ge=0)]  # lambda of the head's centring term
     validation_share: Share  # pairs a client keeps back: calibration and router fit
     lora: Lora
@@ -101,10 +102,13 @@ class Router(Section):
     hidden: Count
     temperature: Positive  # tau
     top_k: Annotated[int, Field(ge=0)]  # 0 asks every client
+    least_weight: Share  # who has less than this share of a prompt's largest weight is not asked
     rounds: Count  # federated rounds
     local_steps: Count
-    learning_rate: Positive
+    local_learning_rate: Positive
+    learning_rate: Positive  # the server's
     anchors: Count  # pairs each client shares (preferences, static)
+    control: Annotated[int, Field(ge=0)]  # control questions a client; who is not above chance is left out; 0 asks none
     refit_pairs: Annotated[int, Field(ge=0)]  # "A or B?" questions a round for the online refit; 0 turns it off
     trust: Annotated[float, Field(ge=0)]  # weight of KL(last router || refitted)
 
@@ -114,14 +118,25 @@ class Grpo(Section):
     steps: Count  # a round
     prompts: Count  # a step
     generations: Annotated[int, Field(ge=2)]  # completions a prompt
+    iterations: Count  # steps on the same completions: GRPO's mu
     learning_rate: Positive
     beta: Positive  # KL penalty; TRL's default of 0 would drop the reference
     temperature: Positive
     max_completion_tokens: Count
     checkpoint_steps: Count
     calibration: Literal["group", "reference"]
+    mixture: Literal["mean", "min", "median", "variance"]  # "mean" is weighted by the router, the others know no weights
     quorum: Count  # clients that must answer
     lora: Lora
+
+    @model_validator(mode="after")
+    def _whole_iterations(self) -> Grpo:
+        if self.checkpoint_steps % self.iterations:
+            raise ValueError(
+                f"checkpoint_steps {self.checkpoint_steps} must be a multiple of iterations {self.iterations}: "
+                "a run cannot be resumed between two steps on the same completions"
+            )
+        return self
 
 
 class Evaluation(Section):
@@ -129,6 +144,21 @@ class Evaluation(Section):
     confidence: Share
     batch_size: Count
     samples: Count  # before-and-after samples a suite in the report
+
+
+class Averaging(Section):
+    rounds: Count
+    local_steps: Count  # of every client in a round
+    batch_size: Count
+    learning_rate: Positive
+    proximal: Positive  # FedProx's mu
+
+
+class Compare(Section):
+    seeds: list[int]
+    search_seed: int  # of the learning-rate search; not among the seeds above
+    search_factors: list[Positive]  # tried times each method's learning rate
+    averaging: Averaging
 
 
 class Params(Section):
@@ -143,6 +173,7 @@ class Params(Section):
     router: Router
     grpo: Grpo
     evaluation: Evaluation
+    compare: Compare
 
     @field_validator("clients")
     @classmethod

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from mor.alignment.reward import MixedReward, PublicPrompt
 from mor.alignment.rounds import Refit, load_policy, refit_router, train_round
+from mor.baselines.mixtures import MIXTURES
 from mor.config import Params, load_params
 from mor.data.schema import Prompt
 from mor.federation.client import RemoteClient
@@ -56,7 +57,8 @@ def _restore(ledger: Ledger, *candidates: Path) -> None:
             return
 
 
-def _prompts(rows: list[Prompt], images: list[Any], router: Router, features: torch.Tensor) -> dict[str, PublicPrompt]:
+def weigh(rows: list[Prompt], images: list[Any], router: Router, features: torch.Tensor) -> dict[str, PublicPrompt]:
+    """The public prompts with the router's weights, by id."""
     weights = router.weights(features, [row.category for row in rows]).double().numpy()
     return {
         row.id: PublicPrompt(row.id, row.prompt, image, row.category, weight)
@@ -77,15 +79,15 @@ def _weights_by_category(prompts: dict[str, PublicPrompt], number: int, names: l
 
 def _curve(log: list[dict[str, float]], number: int, steps: int) -> list[dict[str, Any]]:
     rows = []
-    for i, entry in enumerate(log):
-        row: dict[str, Any] = {"round": number, "step": (number - 1) * steps + i + 1}
+    for entry in log:
+        row: dict[str, Any] = {"round": number, "step": (number - 1) * steps + int(entry["step"])}
         row |= {name: entry[key] for key, name in CURVES.items() if key in entry}
         row |= {key.replace("/", "_"): v for key, v in entry.items() if key.startswith(("score/", "weight/"))}
         rows.append(row)
     return rows
 
 
-def _one_round(
+def one_round(
     number: int,
     params: Params,
     prompts: dict[str, PublicPrompt],
@@ -97,7 +99,10 @@ def _one_round(
 ) -> None:
     """Train, refit and leave everything of round ``number`` in ``folder / rounds / number``, moved in at once."""
     settings = params.grpo
-    reward = MixedReward(clients, prompts, settings.generations, settings.calibration, params.router.top_k, settings.quorum)
+    reward = MixedReward(
+        clients, prompts, settings.generations, settings.calibration, params.router.top_k, params.router.least_weight,
+        settings.quorum, MIXTURES[settings.mixture],
+    )  # fmt: skip
     last = folder / "rounds" / str(number - 1) / "adapter"
     model, log = train_round(
         params.base,
@@ -162,17 +167,17 @@ def align_policy() -> None:
         features = load_file(paths.ROUTER / "features.safetensors")["features"]
         rows, images = public_prompts()
         curves: list[dict[str, Any]] = []
-        prompts = _prompts(rows, images, router, features)
+        prompts = weigh(rows, images, router, features)
         weights = _weights_by_category(prompts, 0, names)
         for number in range(1, params.grpo.rounds + 1):
             done = folder / "rounds" / str(number)
             if not done.exists():
                 saved = sorted((folder / f"trainer-{number}").glob("checkpoint-*/ledger.json"))
                 _restore(ledger, *saved, folder / "rounds" / str(number - 1) / "ledger.json")
-                _one_round(number, params, prompts, router, features, clients, ledger, folder)
+                one_round(number, params, prompts, router, features, clients, ledger, folder)
             router = Router.load(done)
             curves += _log_round(run, number, done)
-            prompts = _prompts(rows, images, router, features)
+            prompts = weigh(rows, images, router, features)
             weights += _weights_by_category(prompts, number, names)
         _publish(params, folder)
         _write_csv(paths.ROUNDS, curves)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,17 @@ from tasks.runtime import task
 from tasks.tracking import stage_run
 
 
-def _suites(params: Params) -> dict[str, list[Question]]:
-    """The suites of the clients, in order, and the held-out one; those that exist."""
+def read_suites(clients: Iterable[str]) -> dict[str, list[Question]]:
+    """The clients' validated suites, in order, and the held-out one; those that exist."""
     return {
         name: read_rows(paths.validated_suite(name), Question)
-        for name in [*params.clients, paths.HELD_OUT]
+        for name in [*clients, paths.HELD_OUT]
         if paths.validated_suite(name).exists()
     }
 
 
-def _answers(vlm: Vlm, suites: dict[str, list[Question]], params: Params, name: str) -> dict[str, list[dict[str, Any]]]:
+def answer_suites(vlm: Vlm, suites: dict[str, list[Question]], params: Params, name: str) -> dict[str, list[dict[str, Any]]]:
+    """Greedy answers to every suite, with the annotator's verdict on each."""
     answers = {}
     for suite, rows in track(suites.items(), description=f"answers of {name}"):
         texts = vlm.answer([row.prompt for row in rows], load_images(paths.EVAL, rows), params.grpo.max_completion_tokens)
@@ -90,7 +92,7 @@ def evaluate_models() -> None:
     """Write ``reports/evaluation.json`` and ``reports/metrics.json``."""
     params = load_params(paths.PARAMS)
     with stage_run("evaluate", {"seed": params.seed, "evaluation": params.evaluation}) as run:
-        suites = _suites(params)
+        suites = read_suites(params.clients)
         for suite, rows in suites.items():
             run.dataset(f"eval.{suite}", paths.validated_suite(suite), len(rows), "evaluation")
         base = Vlm.load(params.base, params.evaluation.batch_size)
@@ -99,8 +101,8 @@ def evaluate_models() -> None:
         raw = {
             "clients": list(params.clients),
             "answers": {
-                "base": _answers(base, suites, params, "base"),
-                "aligned": _answers(aligned, suites, params, "aligned"),
+                "base": answer_suites(base, suites, params, "base"),
+                "aligned": answer_suites(aligned, suites, params, "aligned"),
             },
             "pairs": _pairs(params),
             "routing": _routing(base, Router.load(paths.round_folder(params.grpo.rounds)), suites),
@@ -113,7 +115,7 @@ def evaluate_models() -> None:
             "settings": {
                 "seed": params.seed,
                 "router": params.router.kind,
-                "mixture": "uniform" if params.router.kind == "uniform" else "routed",
+                "mixture": params.grpo.mixture,
                 "rewards": params.rewards.kind,
                 "top_k": params.router.top_k,
                 "confidence": params.evaluation.confidence,

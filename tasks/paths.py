@@ -40,6 +40,8 @@ EVALUATION = REPORTS / "evaluation.json"
 METRICS = REPORTS / "metrics.json"
 REPORT = REPORTS / "report.html"
 PLOTS = REPORTS / "plots"
+BENCHMARK_REPORT = REPORTS / "benchmark.html"
+BENCHMARK_PLOTS = REPORTS / "benchmark"
 PREFERENCE_CSV = PLOTS / "preference.csv"
 
 CHECKPOINTS = Path(".checkpoints")

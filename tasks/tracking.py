@@ -76,7 +76,7 @@ class StageRun:
         """Record settings, nested ones under dotted names."""
         from mlflow.entities import Param
 
-        entries = [Param(name, str(value)) for name, value in flatten(values).items()]
+        entries = [Param(name, str(value)) for name, value in dotted(values).items()]
         for start in range(0, len(entries), 100):
             _client().log_batch(self.run_id, params=entries[start : start + 100])
 
@@ -149,10 +149,15 @@ def reconcile(parent_id: str) -> list[str]:
     return cached
 
 
-def open_parent(execution: str) -> str:
-    """Make a parent run for an execution of the pipeline, tagged with its name; returns the run's id."""
+def prepare() -> None:
+    """Make the store and the experiment now, before several processes do it at once."""
+    _experiment()
+
+
+def open_parent(execution: str, name: str = "") -> str:
+    """Make a parent run for an execution of the pipeline, tagged with that; returns the run's id."""
     settings = load_params(paths.PARAMS)
-    name = f"{settings.router.kind} seed {settings.seed}"
+    name = name or f"{settings.router.kind} seed {settings.seed}"
     run = _client().create_run(_experiment(), tags=_tags() | {"mor.execution": execution}, run_name=name)
     parent: str = run.info.run_id
     StageRun(parent, parent, "pipeline").params(settings.model_dump())
@@ -168,12 +173,12 @@ def close_parent(parent_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]
     _client().set_terminated(parent_id, status)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings under dotted names: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``; pydantic models count as mappings."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         value = value.model_dump() if isinstance(value, BaseModel) else value
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flat |= dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
 
 
@@ -266,8 +271,9 @@ def _client() -> MlflowClient:
 
 @cache
 def _experiment() -> str:
-    found = _client().get_experiment_by_name(EXPERIMENT)
-    return str(found.experiment_id if found else _client().create_experiment(EXPERIMENT))
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    found = _client().get_experiment_by_name(name)
+    return str(found.experiment_id if found else _client().create_experiment(name))
 
 
 def _tags() -> dict[str, str]:

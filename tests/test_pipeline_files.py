@@ -70,7 +70,7 @@ def is_empty(file: Path) -> bool:
 def listed_code(stage: dict[str, Any]) -> set[str]:
     """The Python files among a stage's ``deps``, folders taken apart."""
     code = [ROOT / path for path in stage["deps"] if path.split("/")[0] in PACKAGES]
-    files = [file for path in code for file in (path.rglob("*.py") if path.is_dir() else [path])]
+    files = [file for path in code for file in (path.rglob("*.py") if path.is_dir() else [path]) if file.suffix == ".py"]
     return {str(file.relative_to(ROOT)) for file in files if not (file.exists() and is_empty(file))}
 
 

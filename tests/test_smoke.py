@@ -1,5 +1,6 @@
 """The whole pipeline in a temporary clone, through real ``dvc repro``: two clients, one round, tiny sizes."""
 
+import csv
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ TINY = {
     "router": {"rounds": 4, "anchors": 8, "refit_pairs": 12},
     "grpo": {"rounds": 1, "steps": 6, "prompts": 4, "generations": 4, "checkpoint_steps": 2},
     "evaluation": {"resamples": 100, "samples": 2},
+    "compare": {"averaging": {"rounds": 2, "local_steps": 2, "batch_size": 4, "learning_rate": 0.001, "proximal": 0.01}},
 }
 
 
@@ -83,7 +85,7 @@ def test_mlflow_holds_one_parent_with_a_child_for_every_stage(project: Path) -> 
     children = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id}
     assert {"benchmark", "validate", "reward_documents", "reward_scenes", "router", "align", "align round 1"} <= children.keys()
     curve = client.get_metric_history(children["align round 1"].info.run_id, "kl")
-    assert len(curve) == TINY["grpo"]["steps"]
+    assert [point.step for point in curve] == [1, 3, 5]  # of 6 steps, those with fresh completions
     assert children["reward_documents"].inputs.dataset_inputs[0].dataset.digest
 
 
@@ -113,3 +115,17 @@ def test_killed_in_the_middle_of_a_round_it_resumes_to_the_same_policy(project: 
     run(project, sys.executable, "-m", "flows.align")
     assert policy(project) == whole
     assert (project / "models/policy/ledger.json").read_text() == ledger
+
+
+def test_the_benchmark_compares_methods_and_measures_nothing_twice(project: Path) -> None:
+    asked = ["--quick", "--methods", "base", "mor_top1", "fedavg_sft_b"]
+    shown = run(project, sys.executable, "-m", "flows.compare", *asked)
+    assert "FedAvg-SFT (b)" in shown
+    results = (project / "benchmarks/results/benchmark.csv").read_text()
+    rows = list(csv.DictReader(results.splitlines()))
+    assert {row["method"] for row in rows} == {"base", "mor_top1", "fedavg_sft_b"}
+    up = {row["method"]: float(row["value"]) for row in rows if (row["measure"], row["suite"]) == ("up_bytes", "scenes")}
+    assert up["base"] == 0 < up["mor_top1"] < up["fedavg_sft_b"]
+    assert "data:image/png;base64" in (project / "reports/benchmark.html").read_text()
+    run(project, sys.executable, "-m", "flows.compare", *asked)
+    assert (project / "benchmarks/results/benchmark.csv").read_text() == results

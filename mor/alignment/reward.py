@@ -66,8 +66,17 @@ def ask_clients(
     return scores, present
 
 
-def mix(scores: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weighted mean over the clients that have a score, (N, K) x (N, K) -> (N,); NaN where no weighted client has one."""
+# (standardised scores (N, K), weights (N, K), scores on the clients' own scales (N, K), rows in a group) -> (N,)
+Mixture = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int], NDArray[np.float64]]
+
+
+def mix(
+    scores: NDArray[np.float64], weights: NDArray[np.float64], raw: NDArray[np.float64] | None = None, size: int = 1
+) -> NDArray[np.float64]:
+    """Weighted mean over the clients that have a score, (N, K) x (N, K) -> (N,); NaN where no weighted client has one.
+
+    ``raw`` and ``size`` are there for other mixtures and change nothing here.
+    """
     usable = np.where(np.isfinite(scores), weights, 0.0)
     total = usable.sum(axis=1)
     mixed = (usable * np.where(np.isfinite(scores), scores, 0.0)).sum(axis=1)
@@ -86,7 +95,9 @@ class MixedReward:
     generations: int
     calibration: Literal["group", "reference"] = "group"
     top_k: int = 0
+    least: float = 0.0
     quorum: int = 1
+    mixture: Mixture = mix
     absent: dict[str, int] = field(default_factory=dict)
 
     __name__ = "mixed_reward"
@@ -102,11 +113,11 @@ class MixedReward:
         rows = [self.prompts[name] for name in id]
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
         weights = torch.from_numpy(np.stack([row.weights for row in rows]))
-        wanted = select(weights, top_k=self.top_k)
+        wanted = select(weights, top_k=self.top_k, least=self.least)
         scores, present = ask_clients(self.clients, rows, texts, wanted.numpy() > 0)
         self._record(present)
         if not present.all():  # whose first choice is absent, asks the next best
-            wanted = select(weights, top_k=self.top_k, present=torch.from_numpy(present))
+            wanted = select(weights, top_k=self.top_k, least=self.least, present=torch.from_numpy(present))
             missing = (wanted.numpy() > 0) & ~np.isfinite(scores) & present
             more = ask_clients(self.clients, rows, texts, missing)[0]
             scores = np.where(missing, more, scores)
@@ -114,7 +125,7 @@ class MixedReward:
         if self.calibration == "group":
             for k in range(scores.shape[1]):
                 scores[:, k] = standardise_groups(scores[:, k], self.generations)
-        mixed = mix(scores, wanted.numpy())
+        mixed = self.mixture(scores, wanted.numpy(), raw, self.generations)
         if log_metric is not None:
             self._log(log_metric, raw, wanted.numpy())
         return [float(value) if np.isfinite(value) else None for value in mixed]

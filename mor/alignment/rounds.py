@@ -44,7 +44,7 @@ def train_round(
     checkpoints: Path,
     callbacks: list[TrainerCallback],
 ) -> tuple[Any, list[dict[str, float]]]:
-    """One round of GRPO; returns the policy (a PEFT model) and TRL's log, one row a step.
+    """One round of GRPO; returns the policy (a PEFT model) and TRL's log, one row a step with fresh completions.
 
     ``adapter`` is the last round's PEFT folder. Resumes from ``checkpoints`` after an interruption.
     """
@@ -54,6 +54,7 @@ def train_round(
         max_steps=settings.steps,
         per_device_train_batch_size=settings.prompts * settings.generations,
         num_generations=settings.generations,
+        num_iterations=settings.iterations,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=3,
@@ -141,10 +142,10 @@ def refit_router(
         return router, Refit(0, float("nan"))
     asked, rows = [asked[i] for i in differ], chosen[differ]
     first, second = ([draft[i] for i in differ] for draft in drafts)
-    everyone = np.ones((len(asked), len(clients)), dtype=bool)
+    everyone = np.tile(~np.array(router.lost), (len(asked), 1))
     margins = ask_clients(clients, asked, first, everyone)[0] - ask_clients(clients, asked, second, everyone)[0]
     choices: list[tuple[int, float]] = []
-    for client in clients:
+    for client in (client for client, lost in zip(clients, router.lost, strict=True) if not lost):
         try:
             votes = client.compare([p.id for p in asked], first, second)
         except ClientError:

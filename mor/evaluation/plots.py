@@ -81,7 +81,9 @@ def suite_order(found: Iterable[str], clients: Sequence[str]) -> list[str]:
     return own + [name for name in found if name not in own]
 
 
-def _styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the style of all figures."""
+
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.rc_context(STYLE):
             return plot(*args, **kwargs)
@@ -90,25 +92,27 @@ def _styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
     return wrapper
 
 
-def _axes(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, NDArray[Any]]:
+def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, NDArray[Any]]:
     """A figure without pyplot, so without a window or global state, and its axes (rows, columns)."""
     figure = Figure(figsize=(WIDTH, height))
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _mix(colour: str, other: str, share: float) -> tuple[float, float, float]:
+def mix(colour: str, other: str, share: float) -> tuple[float, float, float]:
+    """``colour`` with a share of ``other`` in it, in [0, 1]."""
     red, green, blue = (1 - share) * np.array(to_rgb(colour)) + share * np.array(to_rgb(other))
     return red, green, blue
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
+    """A name for people: ``held_out`` -> ``held out``."""
     return name.replace("_", " ")
 
 
-@_styled
+@styled
 def scores(models: Mapping[str, Any], clients: Sequence[str]) -> Figure:
     """Base against aligned for every suite, with intervals; ``models`` is ``metrics["models"]``."""
-    figure, axes = _axes(2, 1, 5.2, sharex=True)
+    figure, axes = panels(2, 1, 5.2, sharex=True)
     colours = client_colours(clients)
     titles = {"preference": "Preference satisfaction", "accuracy": "Accuracy, whatever the style"}
     found = models["base"]["preference"]
@@ -120,7 +124,7 @@ def scores(models: Mapping[str, Any], clients: Sequence[str]) -> Figure:
     for axis, (measure, title) in zip(axes[:, 0], titles.items(), strict=True):
         for place, suite in zip(places, suites, strict=True):
             colour = colours.get(suite, "#7d828a")
-            for offset, model, fill in ((-0.2, "base", _mix(colour, "white", 0.68)), (0.2, "aligned", to_rgb(colour))):
+            for offset, model, fill in ((-0.2, "base", mix(colour, "white", 0.68)), (0.2, "aligned", to_rgb(colour))):
                 _bar(axis, place + offset, models[model][measure][suite], fill)
         axis.set(ylim=(0, 1.09), ylabel="share of answers", title=title, yticks=np.linspace(0, 1, 6))
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -141,37 +145,37 @@ def _bar(axis: Axes, x: float, interval: Mapping[str, float], fill: tuple[float,
     axis.annotate(f"{100 * value:.0f}", (x, high), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=8)
 
 
-@_styled
+@styled
 def routing(weights: Sequence[RouterWeight], clients: Sequence[str], most: int = 4) -> Figure:
     """Mean router weight by category, a panel a round; beyond ``most`` rounds the first and the last ones."""
     rounds = sorted({weight.round for weight in weights})
     rounds = rounds if len(rounds) <= most else [*rounds[: most // 2], *rounds[-(most - most // 2) :]]
     categories = list(dict.fromkeys(weight.category for weight in weights))
     by_cell = {(w.round, w.category, w.client): w.weight for w in weights}
-    figure, axes = _axes(1, len(rounds), 1.1 + 0.27 * len(categories), sharey=True)
+    figure, axes = panels(1, len(rounds), 1.1 + 0.27 * len(categories), sharey=True)
     for axis, number in zip(axes[0], rounds, strict=True):
         values = np.array([[by_cell.get((number, category, client), np.nan) for client in clients] for category in categories])
         _heatmap(axis, values, "Purples", (0, 1))
         axis.set_title(f"round {number}" if number else "before GRPO", loc="center")
         _name_clients(axis, clients)
-    axes[0, 0].set_yticks(range(len(categories)), [_words(category) for category in categories], color=INK)
+    axes[0, 0].set_yticks(range(len(categories)), [words(category) for category in categories], color=INK)
     return figure
 
 
-@_styled
+@styled
 def pair_accuracy(reward_models: Mapping[str, Any], clients: Sequence[str]) -> Figure:
     """Every client's reward model (rows) on every client's held-out pairs (columns), a panel a kind of pair.
 
     ``reward_models`` is ``metrics["reward_models"]``. Colours centre on 0.5, what a coin would score.
     """
     kinds = list(dict.fromkeys(k for judge in reward_models.values() for d in judge["pair_accuracy"].values() for k in d))
-    figure, axes = _axes(1, max(1, len(kinds)), 1.3 + 0.38 * len(clients), sharey=True)
+    figure, axes = panels(1, max(1, len(kinds)), 1.3 + 0.38 * len(clients), sharey=True)
     for axis, kind in zip(axes[0], kinds, strict=False):
         cells = [[_dig(reward_models, judge, "pair_accuracy", domain, kind) for domain in clients] for judge in clients]
         image = _heatmap(axis, np.array(cells, dtype=np.float64), "PuOr", (0, 1))
-        axis.set_title(_words(kind), loc="center")
+        axis.set_title(words(kind), loc="center")
         _name_clients(axis, clients)
-    axes[0, 0].set_yticks(range(len(clients)), [_words(client) for client in clients], color=INK)
+    axes[0, 0].set_yticks(range(len(clients)), [words(client) for client in clients], color=INK)
     axes[0, 0].set_ylabel("reward model of")
     figure.supxlabel("held-out pairs of", fontsize=9, color=QUIET)
     if kinds:
@@ -188,9 +192,7 @@ def _dig(nested: Any, *keys: str) -> float:
 
 
 def _name_clients(axis: Axes, clients: Sequence[str]) -> None:
-    axis.set_xticks(
-        range(len(clients)), [_words(client) for client in clients], rotation=40, ha="right", rotation_mode="anchor"
-    )
+    axis.set_xticks(range(len(clients)), [words(client) for client in clients], rotation=40, ha="right", rotation_mode="anchor")
     axis.tick_params(axis="x", labelcolor=INK)
 
 
@@ -210,10 +212,10 @@ def _heatmap(axis: Axes, values: NDArray[np.float64], colours: str, limits: tupl
     return image
 
 
-@_styled
+@styled
 def learning_curves(rounds: Sequence[Mapping[str, float]], clients: Sequence[str]) -> Figure:
     """The rows of ``reports/rounds.csv`` against the GRPO step; faint lines where a round begins."""
-    figure, axes = _axes(2, 3, 4.4, sharex=True)
+    figure, axes = panels(2, 3, 4.4, sharex=True)
     steps = np.arange(1, len(rounds) + 1)
     column = {
         key: np.array([row.get(key, np.nan) for row in rounds], dtype=np.float64) for key in (rounds[0] if rounds else {})
@@ -225,7 +227,7 @@ def learning_curves(rounds: Sequence[Mapping[str, float]], clients: Sequence[str
         axis.set_title(label)
     for axis, prefix, label in ((axes[1, 0], "score", "clients' scores"), (axes[1, 1], "weight", "router weights")):
         for client in clients:
-            _curve(axis, steps, column.get(f"{prefix}_{client}"), colours[client], _words(client))
+            _curve(axis, steps, column.get(f"{prefix}_{client}"), colours[client], words(client))
         axis.set_title(label)
     axes[1, 1].set_ylim(0, 1)
     _curve(axes[1, 2], steps, column.get("completion_length"), INK)
@@ -256,16 +258,16 @@ def _curve(axis: Axes, steps: NDArray[Any], values: NDArray[np.float64] | None, 
     axis.plot(steps, np.convolve(values, window, "same") / counts, color=colour, label=label)
 
 
-@_styled
+@styled
 def wire(
     sent: Mapping[str, Mapping[str, float]], clients: Sequence[str], references: Mapping[str, float] | None = None
 ) -> Figure:
     """Bytes up and down each client over the run, log scale; ``references`` are bytes a client in one direction."""
-    figure, axes = _axes(1, 1, 1.2 + 0.62 * max(1, len(sent)))
+    figure, axes = panels(1, 1, 1.2 + 0.62 * max(1, len(sent)))
     axis, colours = axes[0, 0], client_colours(clients)
     for row, (client, way) in enumerate(sent.items()):
         colour = colours.get(client, QUIET)
-        for offset, key, fill in ((-0.2, "up_bytes", to_rgb(colour)), (0.2, "down_bytes", _mix(colour, "white", 0.55))):
+        for offset, key, fill in ((-0.2, "up_bytes", to_rgb(colour)), (0.2, "down_bytes", mix(colour, "white", 0.55))):
             number = float(way[key])
             axis.barh(row + offset, max(number, 1), height=0.36, color=fill)
             text = f"{'up' if key == 'up_bytes' else 'down'} {in_bytes(number)}"
@@ -281,7 +283,7 @@ def wire(
         xlim=(max(0.5, min([100, *numbers]) / 2), 8 * max([10, *numbers])),
         xlabel="bytes a client over the run, log scale",
     )
-    axis.set_yticks(range(len(sent)), [_words(client) for client in sent], color=INK)
+    axis.set_yticks(range(len(sent)), [words(client) for client in sent], color=INK)
     axis.tick_params(axis="y", length=0)
     axis.xaxis.set_major_formatter(lambda value, _: in_bytes(value))
     axis.xaxis.minorticks_off()
@@ -290,17 +292,17 @@ def wire(
     return figure
 
 
-@_styled
+@styled
 def seconds(stages: Mapping[str, float], clients: Sequence[str]) -> Figure:
     """Wall-clock time of every stage, in the pipeline's order; a client's stage bears the client's colour."""
     stages = dict(sorted(stages.items(), key=lambda item: _place(item[0])))  # stable: others stay in the order given
-    figure, axes = _axes(1, 1, 0.9 + 0.3 * max(1, len(stages)))
+    figure, axes = panels(1, 1, 0.9 + 0.3 * max(1, len(stages)))
     axis, colours = axes[0, 0], client_colours(clients)
     for row, (stage, time) in enumerate(stages.items()):
         owner = next((client for client in clients if stage.endswith(("@" + client, "_" + client))), None)
         axis.barh(row, time, height=0.62, color=colours[owner] if owner else "#9a9fa6")
         axis.annotate(in_time(time), (time, row), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axis.set_yticks(range(len(stages)), [_words(stage.replace("@", " ")) for stage in stages], color=INK)
+    axis.set_yticks(range(len(stages)), [words(stage.replace("@", " ")) for stage in stages], color=INK)
     axis.set(xlim=(0, 1.15 * max([*stages.values(), 1.0])), xlabel="wall-clock time (s)")
     axis.tick_params(axis="y", length=0)
     axis.invert_yaxis()

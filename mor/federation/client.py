@@ -69,7 +69,7 @@ class ClientService:
         scores = self.reward_model.score(
             [prompt for _, prompt, _ in rows], [images[image] for image, _, _ in rows], [text for _, _, text in rows]
         )
-        return m.ScoreReply(scores, self.reward_model.fingerprint)
+        return m.ScoreReply.of(scores, self.reward_model.fingerprint)
 
     def _vote(self, prompt_id: str, first: str, second: str) -> bool | None:
         """The annotator's choice: the preferred answer over one that is merely right, and that over the rest."""
@@ -141,17 +141,23 @@ class RemoteClient:
         """One calibrated score or None a completion; raises ``ClientError``."""
         pictures: dict[int, tuple[int, bytes]] = {}
         asked: dict[tuple[int, str], int] = {}
-        rows = []
+        rows: dict[tuple[int, str], int] = {}
+        places = []
         for prompt, image, completion in zip(prompts, images, completions, strict=True):
             index, _ = pictures.setdefault(
                 id(image), (len(pictures), m.image_bytes(image) if id(image) not in pictures else b"")
             )
-            rows.append((asked.setdefault((index, prompt), len(asked)), completion))
-        reply = self._ask(m.ScoreRequest([data for _, data in pictures.values()], list(asked), rows))
+            row = (asked.setdefault((index, prompt), len(asked)), completion)
+            places.append(rows.setdefault(row, len(rows)))
+        reply = self._ask(m.ScoreRequest([data for _, data in pictures.values()], list(asked), list(rows)))
         if not isinstance(reply, m.ScoreReply):
             raise ClientError(f"client {self.name}: expected ScoreReply, got {type(reply).__name__}")
-        self._expect(reply, len(rows), reply.scores)
-        return reply.scores
+        try:
+            scores = reply.values()
+        except ValueError as error:
+            raise ClientError(f"client {self.name}: ScoreReply holds no float16: {error}") from None
+        self._expect(reply, len(rows), scores)
+        return [scores[place] for place in places]
 
     def compare(self, ids: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[bool | None]:
         """The annotator's "A or B?" on public prompts; raises ``ClientError``."""

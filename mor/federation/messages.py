@@ -16,8 +16,11 @@ no raw data (but the anchors it chose to share), no weights, no gradients of its
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 from PIL import Image
 
 
@@ -25,24 +28,40 @@ class MessageError(ValueError):
     """Bytes that are no message of the contract."""
 
 
-class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Base of all messages."""
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all messages; a number tells the types apart, for a score is asked for in every step."""
 
 
-class ScoreRequest(Message, frozen=True):
-    """``prompts`` are (image index, text), ``completions`` are (prompt index, text): nothing is sent twice."""
+class ScoreRequest(Message, frozen=True, tag=0):
+    """``prompts`` are (image index, text), ``completions`` are (prompt index, text): nothing is sent twice, and a
+    completion that was sampled more than once is scored once."""
 
     images: list[bytes]
     prompts: list[tuple[int, str]]
     completions: list[tuple[int, str]]
 
 
-class ScoreReply(Message, frozen=True):
-    scores: list[float | None]
+class ScoreReply(Message, frozen=True, tag=1):
+    """``scores`` are little-endian float16 bytes, one a completion asked for, NaN where it is unscorable.
+
+    Scores are calibrated, of the order of 1, and standardised again in every group: three digits are plenty.
+    """
+
+    scores: bytes
     fingerprint: str
 
+    @classmethod
+    def of(cls, scores: Sequence[float | None], fingerprint: str) -> ScoreReply:
+        numbers = np.array([np.nan if score is None else score for score in scores])
+        limit = np.finfo(np.float16).max
+        return cls(np.clip(numbers, -limit, limit).astype("<f2").tobytes(), fingerprint)
 
-class CompareRequest(Message, frozen=True):
+    def values(self) -> list[float | None]:
+        """The scores, None where unscorable; raises ``ValueError`` for bytes that are no float16."""
+        return [score if math.isfinite(score) else None for score in np.frombuffer(self.scores, dtype="<f2").tolist()]
+
+
+class CompareRequest(Message, frozen=True, tag=2):
     """Two answers to each public prompt, named by its id."""
 
     ids: list[str]
@@ -50,24 +69,24 @@ class CompareRequest(Message, frozen=True):
     second: list[str]
 
 
-class CompareReply(Message, frozen=True):
+class CompareReply(Message, frozen=True, tag=3):
     """Preference bits: True for the first, False for the second, None for no opinion."""
 
     votes: list[bool | None]
 
 
-class AnchorRequest(Message, frozen=True):
+class AnchorRequest(Message, frozen=True, tag=4):
     count: int
 
 
-class AnchorReply(Message, frozen=True):
+class AnchorReply(Message, frozen=True, tag=5):
     images: list[bytes]
     prompts: list[str]
     chosen: list[str]
     rejected: list[str]
 
 
-class RouterRequest(Message, frozen=True):
+class RouterRequest(Message, frozen=True, tag=6):
     """The router's weights (safetensors bytes) and how to improve them locally."""
 
     router: bytes
@@ -75,14 +94,14 @@ class RouterRequest(Message, frozen=True):
     learning_rate: float
 
 
-class RouterReply(Message, frozen=True):
+class RouterReply(Message, frozen=True, tag=7):
     """The change of the router's weights, flattened float16 bytes, and the number of prompts behind it."""
 
     delta: bytes
     examples: int
 
 
-class Failure(Message, frozen=True):
+class Failure(Message, frozen=True, tag=8):
     reason: str
 
 

@@ -60,7 +60,6 @@ def train_implicit(
         lr_scheduler_type="cosine",
         warmup_steps=max(1, settings.steps // 10),
         beta=settings.beta,
-        label_smoothing=settings.label_smoothing,
         max_length=None,
         activation_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),

@@ -119,11 +119,11 @@ class CalibratedReward:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over a reward model's files, first 16 hexadecimal digits."""
+    """SHA-256 over a reward model's files, first 8 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors"}):
         digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:8]
 
 
 def load_reward_model(folder: Path, batch_size: int = 128) -> CalibratedReward:

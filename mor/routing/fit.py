@@ -4,8 +4,10 @@
 
       -mean_i a_i log p_k(x_i),
 
-  with k the client and a_i whether its reward model ranked pair i rightly; the server averages the changes by size
-  (FedAvg, McMahan et al. 2017). A client pulls prompts towards itself where it is right, and nothing where it is not.
+  with k the client and a_i = 1 where its reward model ranked pair i rightly, -1 where wrongly. A client pulls prompts
+  towards itself where it is better than chance, pushes them away where it is worse, and does neither where it guesses.
+  The server averages the changes by size and hands them to Adam (FedAdam, Reddi et al. 2021, "Adaptive Federated
+  Optimization"), which needs a quarter of the rounds that FedAvg with momentum needs.
 - ``fit_bradley_terry`` (preferences, static and the online refit): maximise the likelihood of observed choices under
   the mixed reward, ``log sigmoid(sum_k w_k(x) m_k)`` with m_k client k's calibrated margin, plus ``trust`` times
   KL(last router || new router), a trust region that keeps what a small budget of fresh answers says nothing about.
@@ -54,20 +56,26 @@ def local_update(
     before = flat(network)
     optimiser = torch.optim.SGD(network.parameters(), lr=learning_rate)
     for _ in range(steps):
-        loss = -(ranked_rightly * network(features).log_softmax(dim=1)[:, client]).mean()
+        loss = -((2 * ranked_rightly - 1) * network(features).log_softmax(dim=1)[:, client]).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     return flat(network) - before
 
 
-def apply_updates(network: nn.Module, updates: list[tuple[torch.Tensor, int]], momentum: torch.Tensor) -> torch.Tensor:
-    """Add the clients' changes, averaged by examples, with server momentum 0.9 (Hsu et al. 2019); returns the momentum."""
+def server_optimiser(network: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """FedAdam's server side; ``eps`` is far below the clients' changes."""
+    return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(0.9, 0.99), eps=3e-5)
+
+
+def apply_updates(network: nn.Module, updates: list[tuple[torch.Tensor, int]], optimiser: torch.optim.Optimizer) -> None:
+    """Step along the clients' changes, averaged by examples: the server takes them for a gradient."""
     total = sum(examples for _, examples in updates)
     change = torch.stack([delta * (examples / total) for delta, examples in updates]).sum(dim=0)
-    momentum = 0.9 * momentum + change
-    nn.utils.vector_to_parameters(flat(network) + momentum, network.parameters())
-    return momentum
+    parameters = list(network.parameters())
+    for parameter, part in zip(parameters, change.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = -part.view_as(parameter)
+    optimiser.step()
 
 
 def fit_bradley_terry(
@@ -101,4 +109,5 @@ def fit_bradley_terry(
         optimiser.zero_grad()
         (loss + trust * kl).backward()
         optimiser.step()
-    return Router(router.kind, router.clients, network, temperature=router.temperature), float(loss.detach())
+    fitted = Router(router.kind, router.clients, network, temperature=router.temperature, excluded=router.excluded)
+    return fitted, float(loss.detach())

@@ -3,8 +3,9 @@
     w(x) = softmax(MLP(e(x)) / tau),   e(x) the frozen base VLM's mean-pooled last hidden state of image and question
 
 It sees the prompt and never the answer, so a policy cannot talk its way to a lenient critic. The reference points
-share its interface: ``uniform``; ``static``, one learned weight a client whatever the prompt; ``oracle``, told which
-client owns which category of prompt.
+share its interface: ``uniform``; ``random``, the same weights in an order drawn for every prompt, so that top-k asks k
+clients at random; ``static``, one learned weight a client whatever the prompt; ``oracle``, told which client owns which
+category of prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from safetensors.torch import save as save_bytes
 from torch import nn
 from torch.nn.functional import gelu
 
-KINDS = ("federated", "preferences", "online", "uniform", "static", "oracle")
+KINDS = ("federated", "preferences", "online", "uniform", "random", "static", "oracle")
 LEARNED = ("federated", "preferences", "online", "static")
 
 
@@ -53,10 +54,11 @@ class StaticNetwork(nn.Module):
         return self.logits.expand(len(features), -1)
 
 
-def select(weights: torch.Tensor, *, top_k: int = 0, present: torch.Tensor | None = None) -> torch.Tensor:
+def select(weights: torch.Tensor, *, top_k: int = 0, least: float = 0.0, present: torch.Tensor | None = None) -> torch.Tensor:
     """Keep the ``top_k`` largest weights of the clients that are ``present`` and renormalise, shape (N, clients).
 
-    ``top_k`` 0 keeps all. Raises ``ValueError`` where no client is present.
+    ``top_k`` 0 keeps all; weights below ``least`` times the row's largest go in any case, for who hardly counts need not be
+    asked. Raises ``ValueError`` where no client is present.
     """
     if present is not None:
         if not present.any():
@@ -65,11 +67,15 @@ def select(weights: torch.Tensor, *, top_k: int = 0, present: torch.Tensor | Non
     if 0 < top_k < weights.shape[1]:
         kept = torch.zeros_like(weights).scatter(1, weights.topk(top_k, dim=1).indices, 1.0)
         weights = weights * kept
+    weights = weights * (weights >= least * weights.amax(dim=1, keepdim=True))
     return weights / weights.sum(dim=1, keepdim=True)
 
 
 class Router:
-    """Weights of the clients for prompts; ``network`` is None for uniform and oracle."""
+    """Weights of the clients for prompts; ``network`` is None for uniform, random and oracle.
+
+    ``excluded`` clients have failed the control questions (``mor.federation.control``): a learned router gives them no weight.
+    """
 
     def __init__(
         self,
@@ -79,23 +85,31 @@ class Router:
         *,
         temperature: float = 1.0,
         owners: dict[str, list[str]] | None = None,
+        excluded: Sequence[str] = (),
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"unknown router {kind!r}; expected one of {', '.join(KINDS)}")
         self.kind, self.clients, self.network = kind, list(clients), network
-        self.temperature, self.owners = temperature, owners or {}
+        self.temperature, self.owners, self.excluded = temperature, owners or {}, list(excluded)
+
+    @property
+    def lost(self) -> list[bool]:
+        """Whether each client is excluded."""
+        return [client in self.excluded for client in self.clients]
 
     @torch.inference_mode()
     def weights(self, features: torch.Tensor, categories: Sequence[str | None] = ()) -> torch.Tensor:
         """Shape (N, clients), rows sum to 1; ``categories`` matter to the oracle alone."""
         if self.network is not None:
-            logits: torch.Tensor = self.network(features)
-            return (logits / self.temperature).softmax(dim=1)
+            learned: torch.Tensor = (self.network(features) / self.temperature).softmax(dim=1)
+            return select(learned, present=torch.tensor([not lost for lost in self.lost])) if self.excluded else learned
         table = torch.ones(len(features), len(self.clients))
         if self.kind == "oracle":
             for row, category in zip(table, categories, strict=True):
                 owners = self.owners.get(category or "", self.clients)
                 row.copy_(torch.tensor([float(client in owners) for client in self.clients]))
+        if self.kind == "random":
+            table += 1e-6 * torch.rand(table.shape, generator=torch.Generator().manual_seed(0))
         return table / table.sum(dim=1, keepdim=True)
 
     def state_bytes(self) -> bytes:
@@ -106,7 +120,8 @@ class Router:
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         described = {
-            "kind": self.kind, "clients": self.clients, "temperature": self.temperature, "owners": self.owners
+            "kind": self.kind, "clients": self.clients, "temperature": self.temperature, "owners": self.owners,
+            "excluded": self.excluded,
         }  # fmt: skip
         (folder / "router.json").write_text(json.dumps(described, indent=2) + "\n")
         if self.network is not None:
@@ -119,7 +134,7 @@ class Router:
         network = network_from_state(load_file(path)) if path.exists() else None
         return cls(
             described["kind"], described["clients"], network,
-            temperature=described["temperature"], owners=described["owners"],
+            temperature=described["temperature"], owners=described["owners"], excluded=described["excluded"],
         )  # fmt: skip
 
 

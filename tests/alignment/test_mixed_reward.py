@@ -109,3 +109,10 @@ def test_the_callable_can_be_pickled_without_its_clients() -> None:
     copy = pickle.loads(pickle.dumps(reward([], [1.0])))
     assert copy.__name__ == "mixed_reward"
     assert copy.prompts["p"].text == "What?"
+
+
+def test_another_mixture_takes_the_place_of_the_weighted_mean() -> None:
+    from mor.baselines.mixtures import minimum
+
+    clients = [remote("x", FIRST), remote("y", SECOND)]
+    assert reward(clients, [0.5, 0.5], mixture=minimum)(**ASKED) == [1.0, -2.0]

@@ -18,7 +18,8 @@ from mor.data.schema import Question, read_rows
 from mor.evaluation.metrics import Evaluation, headline
 
 mpl.use("Agg")
-CLIENTS = ["documents", "medical", "scenes"]
+STYLES = {"documents": "terse", "medical": "field", "scenes": "sentence"}
+CLIENTS = list(STYLES)
 SKILL = {  # suite: (right, right and preferred) of base and aligned
     "documents": ((0.81, 0.32), (0.84, 0.76)),
     "medical": ((0.97, 0.44), (0.98, 0.95)),
@@ -95,13 +96,15 @@ def fill(root: Path, pairs: int = 16, questions: int = 24) -> None:
     """Write the project's ``data/`` and ``reports/``."""
     rng = np.random.default_rng(7)
     data, reports = root / "data", root / "reports"
-    answers = write.write_public(data / "public", CLIENTS, 2 * pairs, rng)
+    answers = write.write_public(data / "public", STYLES, 2 * pairs, rng)
     for client in CLIENTS:
         (data / "clients" / client / "images").mkdir(parents=True)
         folder, key = data / "clients" / client, answers[client]
-        write.write_client(folder, client, pairs=pairs, error_rate=0.05, answers=key, rng=rng)
+        write.write_client(
+            folder, client, house=STYLES[client], pairs=pairs, error_rate=0.05, answers=key, taken=set(), rng=rng
+        )
     (data / "eval" / "images").mkdir(parents=True)
-    write.write_evaluation(data / "eval", CLIENTS, questions=questions, pairs=2, rng=rng)
+    write.write_evaluation(data / "eval", STYLES, questions=questions, pairs=2, taken=set(), rng=rng)
     reports.mkdir()
     suites = {suite: read_rows(data / "eval" / f"{suite}.jsonl", Question) for suite in [*CLIENTS, "held_out"]}
     raw = fake_evaluation(suites, rng)

@@ -161,8 +161,9 @@ def test_points(share: float, text: str) -> None:
 
 
 def test_the_real_data_card_becomes_a_section(project: Path, run: Recorder) -> None:
-    clients = {name: project / "data" / "clients" / name for name in ("documents", "medical")}
-    card = data_card(clients, project / "data" / "public", project / "data" / "eval", error_rate=0.05)
+    styles = {"documents": "terse", "medical": "field"}
+    clients = {name: project / "data" / "clients" / name for name in styles}
+    card = data_card(clients, project / "data" / "public", project / "data" / "eval", styles=styles, error_rate=0.05)
     (project / "reports" / "data_card.md").write_text(card)
     tasks.report.write_report(1)
     assert "Optical Recognition of Handwritten Digits" in Page((project / "reports" / "report.html").read_text()).text

@@ -11,6 +11,7 @@ from mor.data.benchmark.sheet import HEADING, MARGIN, SCALE, TILE, contact_sheet
 from mor.data.schema import Preference, Prompt, Question, load_images, read_rows, write_rows
 
 RED = (200, 10, 10)
+HOUSE = {"documents": "terse"}
 
 
 def own_data(root: Path) -> tuple[dict[str, Path], Path, Path]:
@@ -29,7 +30,7 @@ def own_data(root: Path) -> tuple[dict[str, Path], Path, Path]:
 
 
 def test_the_card_counts_what_is_there_and_finds_images_in_two_sets(tmp_path: Path) -> None:
-    card = data_card(*own_data(tmp_path), error_rate=0.05)
+    card = data_card(*own_data(tmp_path), styles=HOUSE, error_rate=0.05)
     assert "| clinic | data of your own | 2 | 1 | none |" in card
     assert "The server holds 1 public prompts" in card
     assert "**clinic and public prompts share 1 images.**" in card  # the same file in two folders
@@ -37,7 +38,7 @@ def test_the_card_counts_what_is_there_and_finds_images_in_two_sets(tmp_path: Pa
 
 
 def test_the_card_of_own_data_says_nothing_about_the_benchmarks_annotators_and_sources(tmp_path: Path) -> None:
-    card = data_card(*own_data(tmp_path), error_rate=0.05)
+    card = data_card(*own_data(tmp_path), styles=HOUSE, error_rate=0.05)
     assert "house style" not in card
     assert "Optical Recognition" not in card
 
@@ -51,7 +52,9 @@ def test_the_card_of_the_benchmark_counts_its_mistakes_kinds_and_disjoint_splits
         Preference(id="3", image="images/documents-00002.png", prompt="?", chosen="4", rejected="5", kind="correctness"),
     ]
     write_rows(folder / "preferences.jsonl", pairs)
-    card = data_card({"documents": folder}, project / "data" / "public", project / "data" / "eval", error_rate=0.05)
+    card = data_card(
+        {"documents": folder}, project / "data" / "public", project / "data" / "eval", styles=HOUSE, error_rate=0.05
+    )
     assert "| documents | terse | `4` | 50.0 % of 2 |" in card
     assert "| documents | 1 | 2 | 0 | 0 |" in card  # correctness, style, malformed, tradeoff
     assert "errs in 5 % of the private pairs" in card

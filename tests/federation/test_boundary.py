@@ -18,11 +18,12 @@ IMAGE = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
 def test_every_message_survives_the_wire() -> None:
     sent = m.ScoreRequest([m.image_bytes(IMAGE)], [(0, "What?")], [(0, "a"), (0, "b")])
     assert m.decode_request(m.encode(sent)) == sent
-    reply = m.ScoreReply([0.1, None], "f")
+    reply = m.ScoreReply.of([0.1, None], "f")
     assert m.decode_reply(m.encode(reply)) == reply
+    assert reply.values() == [pytest.approx(0.1, abs=1e-3), None]
 
 
-@pytest.mark.parametrize("data", [b"", b"junk", msgspec.msgpack.encode(["Weights", b"x"]), m.encode(m.ScoreReply([], "f"))])
+@pytest.mark.parametrize("data", [b"", b"junk", msgspec.msgpack.encode(["Weights", b"x"]), m.encode(m.ScoreReply.of([], "f"))])
 def test_anything_else_is_refused(data: bytes) -> None:
     with pytest.raises(m.MessageError, match="not a request of the contract"):
         m.decode_request(data)
@@ -37,6 +38,19 @@ def test_an_image_is_sent_once_however_many_completions_it_has() -> None:
     client = RemoteClient("x", ClientService(TableReward({"a": 1.0, "b": 2.0}), 0).handle, ledger)
     assert client.score(["What?"] * 4, [IMAGE] * 4, ["a", "b", "a", "b"]) == [1.0, 2.0, 1.0, 2.0]
     assert ledger.total("x", "down") < 2 * len(m.image_bytes(IMAGE))
+
+
+def test_a_completion_that_was_sampled_often_is_asked_for_once() -> None:
+    ledger = Ledger()
+    client = RemoteClient("x", ClientService(TableReward({"a": 1.0, "b": None}), 0).handle, ledger)
+    assert client.score(["What?"] * 5, [IMAGE] * 5, ["b", "a", "b", "a", "a"]) == [None, 1.0, None, 1.0, 1.0]
+    assert ledger.total("x", "up") == len(m.encode(m.ScoreReply.of([None, 1.0], "table")))
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    client = RemoteClient("x", lambda data: m.encode(m.ScoreReply(b"12345", "f")), Ledger())
+    with pytest.raises(ClientError, match="client x: ScoreReply holds no float16"):
+        client.score(["What?"], [IMAGE], ["a"])
 
 
 def test_the_ledger_counts_both_directions_to_the_byte() -> None:
@@ -54,7 +68,7 @@ def test_a_failure_at_the_client_is_an_error_that_names_it() -> None:
 
 
 def test_a_reply_of_the_wrong_length_is_refused() -> None:
-    client = RemoteClient("x", lambda data: m.encode(m.ScoreReply([1.0, 2.0], "f")), Ledger())
+    client = RemoteClient("x", lambda data: m.encode(m.ScoreReply.of([1.0, 2.0], "f")), Ledger())
     with pytest.raises(ClientError, match="has 2 values; expected 1"):
         client.score(["What?"], [IMAGE], ["a"])
 

@@ -22,7 +22,7 @@ from mor.federation.http import HttpsTransport, create_app
 from mor.federation.ledger import Ledger
 from tests.alignment.test_mixed_reward import TableReward
 
-TABLE = {"a": 0.1 + 0.2, "b": None, "c": -1e-17}
+TABLE = {"a": 0.25, "b": None, "c": -(2.0**-14)}  # exact in float16
 SERVICE = ClientService(TableReward(TABLE), 0)
 
 

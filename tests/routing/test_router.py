@@ -1,11 +1,12 @@
 """Routers: weights sum to one, masks renormalise, and each fit finds the client that is right."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 
-from mor.routing.fit import apply_updates, fit_bradley_terry, flat, local_update, new_network
+from mor.routing.fit import apply_updates, fit_bradley_terry, flat, local_update, new_network, server_optimiser
 from mor.routing.router import Router, StaticNetwork, select
 
 NAMES = ["x", "y"]
@@ -34,6 +35,7 @@ def test_select_renormalises_the_kept_weights() -> None:
     present = torch.tensor([False, True, True])
     assert torch.allclose(select(weights, present=present), torch.tensor([[0.0, 0.6, 0.4]]))  # 0.3 / 0.5, 0.2 / 0.5
     assert torch.equal(select(weights, top_k=1, present=present), torch.tensor([[0.0, 1.0, 0.0]]))
+    assert torch.allclose(select(weights, least=0.5), torch.tensor([[0.625, 0.375, 0.0]]))  # 0.2 < 0.5 x 0.5
 
 
 def test_select_refuses_a_mixture_of_nobody() -> None:
@@ -45,30 +47,55 @@ def test_a_client_alone_counts_however_small_its_weight_was() -> None:
     assert torch.equal(select(torch.tensor([[1.0, 0.0]]), present=torch.tensor([False, True])), torch.tensor([[0.0, 1.0]]))
 
 
+def test_a_random_router_counts_all_the_same_until_top_k_picks_one_of_them_at_random() -> None:
+    weights = Router("random", NAMES).weights(FEATURES)
+    assert torch.allclose(weights, torch.full((80, 2), 0.5), atol=1e-5)
+    picked = select(weights, top_k=1)
+    assert set(picked.flatten().tolist()) == {0.0, 1.0}
+    assert 20 < picked[:, 0].sum() < 60  # 40 expected of 80
+    assert torch.equal(picked, select(Router("random", NAMES).weights(FEATURES), top_k=1))
+
+
 def test_the_oracle_follows_owners_and_shares_what_nobody_owns() -> None:
     oracle = Router("oracle", NAMES, owners={"count": ["y"]})
     assert oracle.weights(FEATURES[:2], ["count", "other"]).tolist() == [[0.0, 1.0], [0.5, 0.5]]
 
 
 def test_federated_updates_learn_who_owns_which_prompts() -> None:
-    router, momentum = fresh("federated"), torch.zeros_like(flat(fresh().network))  # type: ignore[arg-type]
+    router = fresh("federated")
     assert router.network is not None
-    for _ in range(30):
+    optimiser = server_optimiser(router.network, 0.1)
+    for _ in range(10):
         state = router.network.state_dict()
         right = torch.ones(40)
         updates = [
             (local_update(state, FEATURES[:40], right, 0, steps=4, learning_rate=0.05), 40),
             (local_update(state, FEATURES[40:], right, 1, steps=4, learning_rate=0.05), 40),
         ]
-        momentum = apply_updates(router.network, updates, momentum)
+        apply_updates(router.network, updates, optimiser)
     assert accuracy(router) == 1.0
 
 
-def test_a_client_that_is_wrong_on_its_prompts_pulls_none_of_them() -> None:
+def test_a_client_that_is_wrong_pushes_prompts_away_and_one_that_guesses_leaves_them() -> None:
     network = fresh("federated").network
     assert network is not None
-    delta = local_update(network.state_dict(), FEATURES[:40], torch.zeros(40), 0, steps=4, learning_rate=0.05)
-    assert not delta.any()
+
+    def moved(right: torch.Tensor) -> torch.Tensor:
+        delta = local_update(network.state_dict(), FEATURES[:40], right, 0, steps=1, learning_rate=0.5)
+        after = copy.deepcopy(network)
+        torch.nn.utils.vector_to_parameters(flat(after) + delta, after.parameters())
+        return after(FEATURES[:40]).softmax(1)[:, 0].mean() - 0.5
+
+    assert moved(torch.ones(40)) > 0.05 > -0.05 > moved(torch.zeros(40))
+    assert abs(moved(torch.arange(40) % 2)) < 0.02
+
+
+def test_an_excluded_client_has_no_weight_and_comes_back_from_disk_without(tmp_path: Path) -> None:
+    router = fresh("federated")
+    router.excluded = ["x"]
+    router.save(tmp_path)
+    for same in (router, Router.load(tmp_path)):
+        assert same.weights(FEATURES).tolist() == [[0.0, 1.0]] * 80
 
 
 def test_one_client_alone_updates_as_training_in_one_place_would() -> None:

@@ -5,8 +5,8 @@ A client's annotator gives each answer points and prefers the higher one::
     0                      malformed: truncated, repeated, padded with junk, of no known style or beside the point
     1 + 2 * right + house  otherwise: being right outweighs being in the client's house style
 
-and errs (prefers the lower one) with probability ``error_rate``. House styles conflict between clients, so no
-single answer pleases two of them, and averaging their opinions must fail.
+and errs (prefers the lower one) with probability ``error_rate``. The settings name each client's house style. Where
+they differ, no single answer pleases two clients, and averaging their opinions must fail.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 from mor.data.benchmark.render import COLOURS, SHAPES, SIZES, Question
 
 STYLES = {"terse": "{}", "field": "answer: {}", "sentence": "The answer is {}."}
-HOUSE_STYLE = {"documents": "terse", "medical": "field", "scenes": "sentence"}
 KINDS = ("correctness", "style", "malformed", "tradeoff")
 KIND_SHARES = (0.44, 0.22, 0.20, 0.14)
 VALUES = (  # by kind of question

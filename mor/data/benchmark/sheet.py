@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from mor.data.benchmark.annotator import HOUSE_STYLE, STYLES, in_style
+from mor.data.benchmark.annotator import STYLES, in_style
 from mor.data.schema import Preference, Prompt, Question, load_images, read_rows
 
 Item = TypeVar("Item")
@@ -165,11 +165,14 @@ def _words(name: str) -> str:
 # --- the data card -------------------------------------------------------------------------------------------------
 
 
-def data_card(clients: Mapping[str, Path], public: Path, evaluation: Path, *, error_rate: float) -> str:
+def data_card(
+    clients: Mapping[str, Path], public: Path, evaluation: Path, *, styles: Mapping[str, str], error_rate: float
+) -> str:
     """Markdown: what the data is, how much of it there is, who judged it, where it comes from, what it is not for.
 
-    ``clients`` maps names to folders; ``public`` and ``evaluation`` are the server's folders. ``error_rate`` is the
-    annotators' set share of mistakes. Raises ``DataError`` for a file that cannot be read.
+    ``clients`` maps names to folders; ``public`` and ``evaluation`` are the server's folders. ``styles`` maps the
+    benchmark's clients to their house styles, and ``error_rate`` is their annotators' set share of mistakes. Raises
+    ``DataError`` for a file that cannot be read.
     """
     private = {client: read_rows(folder / "preferences.jsonl", Preference) for client, folder in clients.items()}
     prompts = read_rows(public / "prompts.jsonl", Prompt)
@@ -189,10 +192,10 @@ def data_card(clients: Mapping[str, Path], public: Path, evaluation: Path, *, er
         suites={suite: Counter(row.category for row in rows) for suite, rows in suites.items()},
         pairs=pairs,
         kinds={client: Counter(row.kind for row in rows if row.kind) for client, rows in private.items()},
-        styles={client: HOUSE_STYLE[client] for client in clients if client in HOUSE_STYLE},
+        styles={client: styles[client] for client in clients if client in styles},
         in_style=in_style,
         error_rate=error_rate,
-        contradicted={c: _contradicted(rows, HOUSE_STYLE[c]) for c, rows in private.items() if c in HOUSE_STYLE},
+        contradicted={c: _contradicted(rows, styles[c]) for c, rows in private.items() if c in styles},
         images={name: len(found) for name, found in images.items()},
         shared={(a, b): n for a, b in combinations(images, 2) if (n := len(images[a] & images[b]))},
     )

@@ -6,15 +6,18 @@ replaces any part of the benchmark by putting a folder in its place.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from mor.data import schema
-from mor.data.benchmark.annotator import HOUSE_STYLE, KIND_SHARES, KINDS, STYLES, err, in_style, make_pair
+from mor.data.benchmark.annotator import KIND_SHARES, KINDS, STYLES, err, in_style, make_pair
 from mor.data.benchmark.render import HELD_OUT, Question, ask
 
 MARKER = ".generated"
@@ -39,9 +42,31 @@ def write_folder(folder: Path, fill: Callable[[Path], int]) -> int:
     return rows
 
 
+def image_digests(*folders: Path) -> set[str]:
+    """Digests of the PNG files below ``folders``."""
+    return {_digest(path.read_bytes()) for folder in folders for path in folder.rglob("*.png")}
+
+
+def _digest(png: bytes) -> str:
+    return hashlib.sha256(png).hexdigest()
+
+
+def _png(question: Question) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(question.image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _ask_new(domain: str, rng: np.random.Generator, pool: str, taken: AbstractSet[str]) -> Question:
+    """A question about an image that is not ``taken``: there are few scenes, and some are drawn twice."""
+    while _digest(_png(question := ask(domain, rng, pool))) in taken:
+        pass
+    return question
+
+
 def _save(question: Question, folder: Path, name: str) -> str:
     path = f"images/{name}.png"
-    Image.fromarray(question.image).save(folder / path)
+    (folder / path).write_bytes(_png(question))
     return path
 
 
@@ -50,14 +75,22 @@ def _in_all_styles(value: str) -> list[str]:
 
 
 def write_client(
-    folder: Path, domain: str, *, pairs: int, error_rate: float, answers: list[schema.Answer], rng: np.random.Generator
+    folder: Path,
+    domain: str,
+    *,
+    house: str,
+    pairs: int,
+    error_rate: float,
+    answers: list[schema.Answer],
+    taken: AbstractSet[str],
+    rng: np.random.Generator,
 ) -> int:
-    """One client's private pairs, one image each, and its private key to the public prompts of its domain."""
+    """One client's private pairs, one image each, none of them ``taken``, and its key to the public prompts of its domain."""
     rows = []
     for i in range(pairs):
-        question = ask(domain, rng, "clients")
+        question = _ask_new(domain, rng, "clients", taken)
         kind = KINDS[int(rng.choice(len(KINDS), p=KIND_SHARES))]
-        pair = err(make_pair(question, HOUSE_STYLE[domain], kind, rng), error_rate, rng)
+        pair = err(make_pair(question, house, kind, rng), error_rate, rng)
         name = f"{domain}-{i:05d}"
         rows.append(
             schema.Preference(
@@ -75,8 +108,12 @@ def write_client(
     return len(rows)
 
 
-def write_public(folder: Path, domains: list[str], n: int, rng: np.random.Generator) -> dict[str, list[schema.Answer]]:
-    """``n`` public prompts over the clients' domains in turn; returns each client's private key to its own."""
+def write_public(folder: Path, styles: Mapping[str, str], n: int, rng: np.random.Generator) -> dict[str, list[schema.Answer]]:
+    """``n`` public prompts over the clients' domains in turn; returns each client's private key to its own.
+
+    ``styles`` maps the domains to their clients' house styles.
+    """
+    domains = list(styles)
     answers: dict[str, list[schema.Answer]] = {domain: [] for domain in domains}
 
     def fill(fresh: Path) -> int:
@@ -87,9 +124,7 @@ def write_public(folder: Path, domains: list[str], n: int, rng: np.random.Genera
             image = _save(question, fresh, name)
             rows.append(schema.Prompt(id=name, image=image, prompt=question.prompt, category=question.category))
             answers[domain].append(
-                schema.Answer(
-                    id=name, answer=in_style(question.value, HOUSE_STYLE[domain]), accepted=_in_all_styles(question.value)
-                )
+                schema.Answer(id=name, answer=in_style(question.value, styles[domain]), accepted=_in_all_styles(question.value))
             )
         schema.write_rows(fresh / "prompts.jsonl", rows)
         return n
@@ -98,13 +133,21 @@ def write_public(folder: Path, domains: list[str], n: int, rng: np.random.Genera
     return answers
 
 
-def write_evaluation(folder: Path, domains: list[str], *, questions: int, pairs: int, rng: np.random.Generator) -> int:
-    """One suite a client and the held-out one, and ``pairs`` error-free pairs of each kind a client."""
-    for suite in [*domains, HELD_OUT]:
+def write_evaluation(
+    folder: Path, styles: Mapping[str, str], *, questions: int, pairs: int, taken: AbstractSet[str], rng: np.random.Generator
+) -> int:
+    """One suite a client and the held-out one, and ``pairs`` error-free pairs of each kind a client; no image is ``taken``.
+
+    ``styles`` maps the domains to their clients' house styles. The held-out suite is left out where no client holds a
+    domain that it mixes.
+    """
+    suites = {domain: [house] for domain, house in styles.items()}
+    if mixed := [styles[domain] for domain in ("documents", "scenes") if domain in styles]:
+        suites[HELD_OUT] = list(dict.fromkeys(mixed))
+    for suite, houses in suites.items():
         rows = []
-        houses = [HOUSE_STYLE[suite]] if suite in HOUSE_STYLE else [HOUSE_STYLE["documents"], HOUSE_STYLE["scenes"]]
         for i in range(questions):
-            question, name = ask(suite, rng, "test"), f"{suite}-{i:05d}"
+            question, name = _ask_new(suite, rng, "test", taken), f"{suite}-{i:05d}"
             rows.append(
                 schema.Question(
                     id=name,
@@ -117,11 +160,11 @@ def write_evaluation(folder: Path, domains: list[str], *, questions: int, pairs:
                 )
             )
         schema.write_rows(folder / f"{suite}.jsonl", rows)
-    for domain in domains:
+    for domain, house in styles.items():
         judged = []
         for i in range(pairs * len(KINDS)):
-            question, name = ask(domain, rng, "test"), f"{domain}-pair-{i:05d}"
-            pair = make_pair(question, HOUSE_STYLE[domain], KINDS[i % len(KINDS)], rng)
+            question, name = _ask_new(domain, rng, "test", taken), f"{domain}-pair-{i:05d}"
+            pair = make_pair(question, house, KINDS[i % len(KINDS)], rng)
             judged.append(
                 schema.Preference(
                     id=name,
@@ -134,4 +177,4 @@ def write_evaluation(folder: Path, domains: list[str], *, questions: int, pairs:
                 )
             )
         schema.write_rows(folder / "pairs" / f"{domain}.jsonl", judged)
-    return questions * (len(domains) + 1)
+    return questions * len(suites)

@@ -1,0 +1,106 @@
+"""The benchmark's plan: what is shared is made once, nothing is measured twice, a failure stops only what needs it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mor.baselines.catalogue import HEADLINE, methods, settings
+from mor.config import ConfigError, Params, load_params
+from mor.evaluation.comparison import SEARCH, Row
+from tasks.compare import Cell, Unit, changed, execute, factors, plan
+
+PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
+CLIENTS = list(PARAMS.clients)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def names(cells: list[Cell], rows: list[Row] | None = None, params: Params = PARAMS) -> list[str]:
+    return [unit.name for unit in plan(params, cells, rows or [])]
+
+
+def row(unit: Unit, **changes: object) -> Row:
+    assert unit.cell
+    setting = SEARCH if unit.cell.search else unit.cell.setting
+    key = unit.arguments[1].key
+    made = Row(setting, unit.cell.method, 0.001, unit.cell.seed, "preference", "documents", 0.5, key=key)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def test_methods_of_one_federation_share_data_and_reward_models() -> None:
+    units = names([Cell("default", 0, method) for method in HEADLINE])
+    assert sum(name.startswith("data") for name in units) == 1
+    assert sorted(name.split()[2].split("-")[0] for name in units if name.startswith("reward")) == sorted([*CLIENTS, "pooled"])
+    assert len(units) == 1 + 4 + len(HEADLINE)
+    for unit in plan(PARAMS, [Cell("default", 0, "mor")], []):  # reward models wait for the data alone
+        assert len(unit.needs) == {"data": 0, "reward": 1, "default": 4}[unit.name.split()[0]]
+
+
+def test_an_attacker_costs_one_reward_model_more_and_nothing_else() -> None:
+    default, hostile = Cell("default", 0, "mor"), Cell("hostile", 0, "mor")
+    more = set(names([default, hostile])) - set(names([default]))
+    assert {name.split("-")[0] for name in more} == {"reward model hostile", "hostile seed 0 mor"}
+
+
+def test_what_is_measured_is_not_measured_again_until_its_settings_change() -> None:
+    cell = Cell("default", 0, "mor")
+    unit = plan(PARAMS, [cell], [])[-1]
+    assert names([cell], [row(unit)]) == []
+    assert names([cell], [row(unit, seed=1)])[-1] == unit.name
+    assert names([cell], [row(unit)], changed(PARAMS, {"grpo.beta": 0.1}))[-1] == unit.name
+    assert names([cell], [row(unit)], changed(PARAMS, {"threads": 3})) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "again"),
+    [("uniform", "router.hidden", False), ("mor", "router.hidden", True), ("fedavg_sft_a", "grpo.beta", False),
+     ("fedavg_sft_a", "compare.averaging.rounds", True), ("base", "grpo.beta", False)],
+)  # fmt: skip
+def test_a_method_is_measured_again_only_for_what_it_depends_on(method: str, setting: str, again: bool) -> None:
+    unit = plan(PARAMS, [Cell("default", 0, method)], [])[-1]
+    assert bool(names([Cell("default", 0, method)], [row(unit)], changed(PARAMS, {setting: 3}))) == again
+
+
+def test_every_method_and_setting_has_valid_settings() -> None:
+    cells = [Cell("default", 0, method) for method in methods(CLIENTS)]
+    cells += [Cell(setting, 0, "mor") for setting in settings(CLIENTS, PARAMS.base)]
+    assert {str(cell) for cell in cells} <= set(names(cells))
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"benchmark: grpo\.colour: unknown key"):
+        changed(PARAMS, {"grpo.colour": 1})
+
+
+def test_the_search_picks_the_rate_with_the_best_mean_over_the_clients() -> None:
+    cells = [Cell("default", 100, "uniform", factor, True) for factor in (0.5, 2.0)]
+    rows = []
+    for cell, values in zip(cells, [(0.5, 0.5, 0.5), (0.9, 0.4, 0.1)], strict=True):
+        rate = PARAMS.grpo.learning_rate * cell.factor
+        rows += [Row(SEARCH, "uniform", rate, 100, "preference", c, v) for c, v in zip(CLIENTS, values, strict=True)]
+    assert factors(PARAMS, rows) == {"uniform": 0.5}
+
+
+def work(name: str) -> str:
+    if name == "bad":
+        raise ValueError("no")
+    return name
+
+
+def test_a_failure_stops_only_what_needs_it() -> None:
+    units = [
+        Unit("good", (), work, ("good",)),
+        Unit("bad", (), work, ("bad",)),
+        Unit("after good", ("good",), work, ("after good",)),
+        Unit("after bad", ("bad",), work, ("after bad",)),
+    ]
+    done: list[str] = []
+    failures = execute(units, 2, lambda unit, result, left: done.append(result))
+    assert done == ["good", "after good"]
+    assert failures == ["bad: ValueError: no"]
