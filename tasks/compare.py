@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import yaml
@@ -408,6 +409,17 @@ def _identity(row: Row) -> tuple[Any, ...]:
     return row.setting, row.method, row.seed, row.learning_rate if row.setting == SEARCH else None
 
 
+def _follow_parent() -> None:
+    """End this process with its parent, so that nothing goes on writing where the next call begins."""
+
+    def wait_and_end() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+
+    Thread(target=wait_and_end, daemon=True).start()
+
+
 def execute(units: list[Unit], jobs: int, done: Callable[[Unit, Any, int], None]) -> list[str]:
     """Run units as soon as what they need is there, ``jobs`` at a time, the first in the list first; returns the failures.
 
@@ -420,7 +432,7 @@ def execute(units: list[Unit], jobs: int, done: Callable[[Unit, Any, int], None]
     running: dict[Future[Any], str] = {}
     failures: list[str] = []
     left = len(units)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_follow_parent) as pool:
         while True:
             ready = sorted([*ready, *sorter.get_ready()], key=order.index)
             while ready and len(running) < jobs:

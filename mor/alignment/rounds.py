@@ -20,9 +20,10 @@ from datasets import Dataset
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from mor.alignment.reward import MixedReward, PublicPrompt, ask_clients
+from mor.alignment.shared_prompts import SharedPromptTrainer
 from mor.config import Grpo
 from mor.federation.client import ClientError, RemoteClient
 from mor.rewards.implicit import lora_config
@@ -71,7 +72,7 @@ def train_round(
         seed=seed,
         remove_unused_columns=False,
     )
-    trainer = GRPOTrainer(
+    trainer = SharedPromptTrainer(
         model=load_model(base),
         reward_funcs=reward,
         args=arguments,
