@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from multiprocessing import get_context, parent_process
@@ -28,7 +29,7 @@ from rich.console import Console
 from mor.baselines.catalogue import POOLED, WEAK, Method, Setting, methods, settings
 from mor.config import Params, UserError, load_params, parse_params
 from mor.data.schema import Answer, Preference, read_rows, write_rows
-from mor.evaluation.comparison import SEARCH, Row, pack_hits, read_results, write_results
+from mor.evaluation.comparison import DEFAULT, SEARCH, Row, pack_hits, read_results, write_results
 from mor.evaluation.comparison_report import Change, write_comparison
 from mor.evaluation.comparison_tables import console_tables
 from mor.routing.router import LEARNED
@@ -360,10 +361,39 @@ def factors(params: Params, rows: Iterable[Row]) -> dict[str, float]:
     return {name: rate / rates[name.startswith("fed")] for name, rate in best.items()}
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A cell with all that it needs: the places of its data, its reward models and its own, and the key of its result."""
+
+    cell: Cell
+    setting: Setting
+    method: Method
+    data: Place
+    rewards: Mapping[str, Place]
+    own: Place
+
+    @staticmethod
+    def of(params: Params, cell: Cell) -> Planned:
+        """Raises ``KeyError`` for a setting or method that these clients do not have."""
+        names = list(params.clients)
+        setting, method = settings(params.clients, params.base)[cell.setting], methods(names)[cell.method]
+        shared = federation(params, setting, cell.seed)
+        own = own_settings(shared, method, cell.factor)
+        data = data_place(shared, setting, names)
+        rewards = {judge: reward_place(shared, data, judge) for judge in own.clients} if method.objective == "grpo" else {}
+        key = key_of(data.key, [place.key for place in rewards.values()], relevant(own, method), setting, method)
+        links = {paths.ZOO: paths.ZOO, Path(WEAK): WORK / "weak" / WEAK, paths.DATA: data.folder / paths.DATA}
+        links |= {paths.reward_folder(c): place.folder / paths.reward_folder(c) for c, place in rewards.items()}
+        folder = WORK / f"{SEARCH if cell.search else cell.setting}-{cell.seed}" / str(cell).split()[-1]
+        if cell.search:
+            folder = folder.with_name(f"{cell.method}-{folder.name}")
+        return Planned(cell, setting, method, data, rewards, Place(folder, own, key, links))
+
+
 def plan(params: Params, cells: Iterable[Cell], rows: list[Row]) -> list[Unit]:
     """The units of work that ``cells`` still need, in order."""
-    known, names, home = settings(params.clients, params.base), list(params.clients), Path.cwd()
-    attackers = {client: rate for setting in known.values() for client, rate in setting.extra.items()}
+    names, home = list(params.clients), Path.cwd()
+    attackers = {client: rate for s in settings(params.clients, params.base).values() for client, rate in s.extra.items()}
     present = {(row.setting, row.method, row.seed, row.key) for row in rows}
     units: dict[str, Unit] = {}
 
@@ -373,35 +403,42 @@ def plan(params: Params, cells: Iterable[Cell], rows: list[Row]) -> list[Unit]:
         return [name]
 
     for cell in cells:
-        setting, method = known[cell.setting], methods(names)[cell.method]
-        shared = federation(params, setting, cell.seed)
-        own = own_settings(shared, method, cell.factor)
-        data = data_place(shared, setting, names)
-        judges = list(own.clients) if method.objective == "grpo" else []
-        places = {judge: reward_place(shared, data, judge) for judge in judges}
-        key = key_of(data.key, [place.key for place in places.values()], relevant(own, method), setting, method)
-        if (SEARCH if cell.search else cell.setting, cell.method, cell.seed, key) in present:
+        planned = Planned.of(params, cell)
+        if (SEARCH if cell.search else cell.setting, cell.method, cell.seed, planned.own.key) in present:
             continue
         needs: list[str] = []
-        if WEAK in setting.backbones.values() and method.objective != "none":
-            like = next(Path(params.clients[c].backbone).name for c, b in setting.backbones.items() if b == WEAK)
+        if WEAK in planned.setting.backbones.values() and planned.method.objective != "none":
+            like = next(Path(params.clients[c].backbone).name for c, b in planned.setting.backbones.items() if b == WEAK)
             weak = Place(WORK / "weak", params, key_of(params.zoo.model_dump(), like))
             needs += need("weak backbone", (), make_weak_backbone, weak, like, done=weak.folder / WEAK)
-        made = data.folder / "done"
-        needs += need(f"data of {data.folder.name}", (), make_data, data, setting.thin, attackers, names, done=made)
+        made, title = planned.data.folder / "done", f"data of {planned.data.folder.name}"
+        needs += need(title, (), make_data, planned.data, planned.setting.thin, attackers, names, done=made)
         before = tuple(needs)
-        for judge, place in places.items():
+        for judge, place in planned.rewards.items():
             title, finished = f"reward model {place.folder.name}", place.folder / paths.reward_folder(judge)
             needs += need(title, before, make_reward, place, judge, done=finished)
-        links = {paths.ZOO: paths.ZOO, Path(WEAK): WORK / "weak" / WEAK, paths.DATA: data.folder / paths.DATA}
-        links |= {paths.reward_folder(c): place.folder / paths.reward_folder(c) for c, place in places.items()}
-        folder = WORK / f"{SEARCH if cell.search else cell.setting}-{cell.seed}" / str(cell).split()[-1]
-        if cell.search:
-            folder = folder.with_name(f"{cell.method}-{folder.name}")
-        own_place = Place(folder, own, key, links)
         ready = tuple(n for n in needs if n in units)
-        units[str(cell)] = Unit(str(cell), ready, run_method, (home, own_place, cell, method, setting, names), cell)
+        units[str(cell)] = Unit(
+            str(cell), ready, run_method, (home, planned.own, cell, planned.method, planned.setting, names), cell
+        )
     return list(units.values())
+
+
+def up_to_date(params: Params, rows: list[Row]) -> list[Row]:
+    """The rows that were measured with these settings, and with each method's best learning rate."""
+
+    def keep(cells: set[Cell], among: list[Row]) -> list[Row]:
+        keys = set()
+        for cell in cells:
+            with suppress(KeyError):  # of a client, say, that is no longer there
+                keys.add(Planned.of(params, cell).own.key)
+        return [row for row in among if row.key in keys]
+
+    searched, others = ([row for row in rows if (row.setting == SEARCH) == search] for search in (True, False))
+    tried = params.compare.search_factors
+    searched = keep({Cell(DEFAULT, row.seed, row.method, f, True) for row in searched for f in tried}, searched)
+    best = factors(params, searched)
+    return keep({Cell(row.setting, row.seed, row.method, best.get(row.method, 1.0)) for row in others}, others) + searched
 
 
 def _identity(row: Row) -> tuple[Any, ...]:
@@ -451,7 +488,7 @@ def execute(units: list[Unit], jobs: int, done: Callable[[Unit, Any, int], None]
 
 
 def compare(cells: list[Cell], jobs: int) -> list[Row]:
-    """Bring the results of ``cells`` up to date; returns all rows there are."""
+    """Bring the results of ``cells`` up to date; returns all results that are up to date."""
     console = Console(stderr=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     params = changed(load_params(paths.PARAMS), {"threads": threads})
@@ -459,7 +496,7 @@ def compare(cells: list[Cell], jobs: int) -> list[Row]:
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd() / 'mlflow.db'}")
     os.environ["MLFLOW_EXPERIMENT_NAME"] = EXPERIMENT
     rows = read_results(RESULTS) if RESULTS.exists() else []
-    best = factors(params, rows)
+    best = factors(params, up_to_date(params, rows))
     cells = [cell if cell.search else replace(cell, factor=best.get(cell.method, 1.0)) for cell in cells]
     units = plan(params, cells, rows)
     wanted = sum(unit.cell is not None for unit in units)
@@ -485,7 +522,10 @@ def compare(cells: list[Cell], jobs: int) -> list[Row]:
         console.print(failure, style="red", markup=False)
     if failures:
         raise UserError(f"{len(failures)} units failed; log.txt in their folders below {WORK} says why. Run again.")
-    return rows
+    shown = up_to_date(params, rows)
+    if stale := {_identity(row) for row in rows} - {_identity(row) for row in shown}:
+        console.print(f"{len(stale)} results in {RESULTS} were measured with other settings; the report leaves them out")
+    return shown
 
 
 def report_comparison(rows: list[Row]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from mor.baselines.catalogue import HEADLINE, methods, settings
 from mor.config import ConfigError, Params, load_params
 from mor.evaluation.comparison import SEARCH, Row
-from tasks.compare import Cell, Unit, changed, execute, factors, plan
+from tasks.compare import Cell, Unit, changed, execute, factors, plan, up_to_date
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 CLIENTS = list(PARAMS.clients)
@@ -55,6 +55,17 @@ def test_what_is_measured_is_not_measured_again_until_its_settings_change() -> N
     assert names([cell], [row(unit, seed=1)])[-1] == unit.name
     assert names([cell], [row(unit)], changed(PARAMS, {"grpo.beta": 0.1}))[-1] == unit.name
     assert names([cell], [row(unit)], changed(PARAMS, {"threads": 3})) == []
+
+
+def test_results_of_other_settings_or_clients_are_left_out() -> None:
+    fresh = row(plan(PARAMS, [Cell("default", 0, "mor")], [])[-1])
+    searched = row(plan(PARAMS, [Cell("default", 100, "uniform", 0.5, True)], [])[-1], learning_rate=0.0005)
+    gone = replace(fresh, method="single_someone", key="gone")
+    assert up_to_date(PARAMS, [fresh, searched, gone, replace(fresh, key="other")]) == [fresh, searched]
+    best_rate_is_another = replace(
+        searched, method="mor", key=plan(PARAMS, [Cell("default", 100, "mor", 0.5, True)], [])[-1].arguments[1].key
+    )
+    assert up_to_date(PARAMS, [fresh, best_rate_is_another]) == [best_rate_is_another]
 
 
 @pytest.mark.parametrize(
