@@ -40,6 +40,7 @@ from tasks.checkpoints import move_in, resumable
 WORK = Path(".benchmark")
 RESULTS = Path("benchmarks") / "results" / "benchmark.csv"
 EXPERIMENT = "mor-benchmark"
+WIDTH = 150  # columns of the widest table; a narrower terminal wraps its lines instead of hiding figures
 
 
 @dataclass(frozen=True)
@@ -540,5 +541,6 @@ def report_comparison(rows: list[Row]) -> None:
     }
     results = write_comparison(rows, paths.BENCHMARK_PLOTS, paths.BENCHMARK_REPORT, weak=weak, changes=changes)
     console = Console()
+    console.width = max(console.width, WIDTH)
     console.print(console_tables(results, weak))
     console.print(f"Results: {RESULTS}; report: {paths.BENCHMARK_REPORT}; runs: experiment {EXPERIMENT} in `mlflow ui`")

@@ -366,6 +366,12 @@ def console_table(table: Table) -> RichTable:
 
 
 def console_tables(results: Results, weak: Collection[str] = (), names: Collection[str] = ("headline", "claims")) -> Group:
-    """The named tables of ``tables``, in the order given."""
+    """The named tables of ``tables``, in the order given; claims that nothing was measured for are only counted."""
     found = tables(results, weak)
-    return Group(*(console_table(found[name]) for name in names if name in found))
+    checked = claims(results, weak)
+    measured = [claim for claim in checked if claim.measured]
+    found["claims"] = claims_table(results, measured)
+    left = Text(
+        f"{len(checked) - len(measured)} further claims are not measured yet." if measured != checked else "", style="dim"
+    )
+    return Group(*(console_table(found[name]) for name in names if name in found), left)
