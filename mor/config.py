@@ -26,6 +26,13 @@ class UserError(Exception):
     """A mistake that the user can mend; the message says what was got, what was expected and what to do."""
 
 
+class Unavailable(UserError):
+    """What is needed does not answer now and may later; a stage that it ends has the exit code ``TRY_AGAIN``."""
+
+
+TRY_AGAIN = 75  # sysexits' EX_TEMPFAIL
+
+
 class ConfigError(UserError, ValueError):
     """``params.yaml`` cannot be used; the message names the key and the fix."""
 
@@ -161,6 +168,43 @@ class Compare(Section):
     averaging: Averaging
 
 
+class Nightly(Section):
+    cron: str  # when a night begins, in the time zone below
+    timezone: str
+    inbox: str  # folder of deliveries: <inbox>/<client>/<name>.jsonl, images beside it
+    retries: Annotated[int, Field(ge=0)]  # of a stage that something unavailable ended, and of a push
+    retry_delay: Positive  # seconds before the first retry; doubles with each
+    time_limit: Positive  # seconds that a stage may take
+    time_limits: dict[str, Positive]  # other limits, by stage
+    webhook: str  # URL that gets a JSON object for every change of a night's state; empty for none
+    push: bool  # data, models and the run cache to the DVC remote; commits and tags to git_remote
+    git_remote: str  # empty for none
+    keep_nights: Annotated[int, Field(ge=0)]  # that `make prune` keeps beside what champions need
+
+
+class Drift(Section):
+    """Distances that are worth a warning, and those that hold a delivery back."""
+
+    least_rows: Count  # a smaller delivery is not judged
+    significance: Share  # p-value above which a difference counts as chance
+    shape_warn: Share  # Kolmogorov-Smirnov distance of image statistics and text lengths
+    shape_stop: Share
+    categories_warn: Share  # Jensen-Shannon distance of category shares
+    categories_stop: Share
+    agreement_warn: Share  # how much less often the last reward model ranks new pairs as their annotator did
+    agreement_stop: Share
+
+
+class Gate(Section):
+    """What a candidate must keep to become champion; margins and shares are of preference satisfaction."""
+
+    margin: Share  # no client may be worse than under the champion by more, at the interval's lower end
+    held_out_margin: Share  # likewise on the held-out suite
+    kl_budget: Positive  # nats from the base at the end of alignment
+    calibration_mean: Positive  # largest |mean| of a reward model's scores on held-out pairs
+    calibration_deviation: Annotated[float, Field(gt=1)]  # their deviation lies within [1/this, this]
+
+
 class Params(Section):
     seed: Annotated[int, Field(ge=0)]
     threads: Annotated[int, Field(ge=0)]  # torch threads a stage; 0 leaves torch's choice
@@ -174,6 +218,9 @@ class Params(Section):
     grpo: Grpo
     evaluation: Evaluation
     compare: Compare
+    nightly: Nightly
+    drift: Drift
+    gate: Gate
 
     @field_validator("clients")
     @classmethod

@@ -23,6 +23,8 @@ VALIDATED_PUBLIC = VALIDATED / "public.jsonl"
 VALIDATED_EVAL = VALIDATED / "eval"
 HELD_OUT = "held_out"  # the suite of the category that no client trained on
 
+ARCHIVE = DATA / "archive"  # every delivery that was taken in, as it came, with what became of it; DVC keeps it (data/archive.dvc)
+
 MODELS = Path("models")
 ZOO = MODELS / "zoo"
 REWARDS = MODELS / "rewards"
@@ -42,10 +44,14 @@ REPORT = REPORTS / "report.html"
 PLOTS = REPORTS / "plots"
 BENCHMARK_REPORT = REPORTS / "benchmark.html"
 BENCHMARK_PLOTS = REPORTS / "benchmark"
+NIGHT = REPORTS / "night.json"
+NIGHT_REPORT = REPORTS / "night.html"
+COMPARISON_REPORT = REPORTS / "compare.html"
 PREFERENCE_CSV = PLOTS / "preference.csv"
 
 CHECKPOINTS = Path(".checkpoints")
 PREFECT_HOME = Path(".prefect")
+NIGHTS = Path(".nights")  # a night in progress: its journal, lock and progress file
 
 
 def client_folder(client: str) -> Path:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-from mor.config import UserError, load_params
+from mor.config import TRY_AGAIN, Unavailable, UserError, load_params
 from tasks import paths
 
 # TRL still asks Transformers by the old names; nothing that a user could act on.
@@ -72,6 +72,8 @@ def _decorate(kind: Literal["task", "flow"], function: Any, options: dict[str, A
 def main(flow_function: Callable[..., Any], *arguments: Any) -> None:
     """Run a stage. A mistake in the settings or the data is one red message and exit code 1; other errors propagate.
 
+    Where something is unavailable, such as a client below the quorum, the code is 75: it is worth trying again.
+
     Ctrl-C ends it with code 130 and without a traceback; what it had checkpointed is picked up by the next run.
     """
     try:
@@ -81,7 +83,7 @@ def main(flow_function: Callable[..., Any], *arguments: Any) -> None:
         from rich.console import Console
 
         Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False, highlight=False)
-        sys.exit(1)
+        sys.exit(TRY_AGAIN if isinstance(error, Unavailable) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
 

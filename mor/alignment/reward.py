@@ -19,13 +19,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mor.config import UserError
+from mor.config import Unavailable
 from mor.federation.client import ClientError, RemoteClient
 from mor.rewards.calibration import standardise_groups
 from mor.routing.router import select
 
 
-class QuorumError(UserError, RuntimeError):
+class QuorumError(Unavailable, RuntimeError):
     """Too few clients answered; the last checkpoint is saved and the round can go on later."""
 
 
