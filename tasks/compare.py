@@ -29,7 +29,7 @@ from rich.console import Console
 from mor.baselines.catalogue import POOLED, WEAK, Method, Setting, methods, settings
 from mor.config import Params, UserError, load_params, parse_params
 from mor.data.schema import Answer, Preference, read_rows, write_rows
-from mor.evaluation.comparison import DEFAULT, SEARCH, Row, pack_hits, read_results, write_results
+from mor.evaluation.comparison import DEFAULT, SEARCH, Results, Row, pack_hits, read_results, write_results
 from mor.evaluation.comparison_report import Change, write_comparison
 from mor.evaluation.comparison_tables import console_tables
 from mor.routing.router import LEARNED
@@ -529,8 +529,8 @@ def compare(cells: list[Cell], jobs: int) -> list[Row]:
     return shown
 
 
-def report_comparison(rows: list[Row]) -> None:
-    """Figures, page and the tables on the terminal."""
+def report_comparison(rows: list[Row]) -> tuple[Results, list[str]]:
+    """Figures, page and the tables on the terminal; returns the results and the names of the weak clients."""
     params = load_params(paths.PARAMS)
     known = settings(params.clients, params.base)
     weak = [client for client, backbone in known["weak"].backbones.items() if backbone == WEAK]
@@ -544,3 +544,4 @@ def report_comparison(rows: list[Row]) -> None:
     console.width = max(console.width, WIDTH)
     console.print(console_tables(results, weak))
     console.print(f"Results: {RESULTS}; report: {paths.BENCHMARK_REPORT}; runs: experiment {EXPERIMENT} in `mlflow ui`")
+    return results, weak
