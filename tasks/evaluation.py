@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.progress import track
 
 from mor.alignment.rounds import load_policy
@@ -49,14 +50,18 @@ def answer_suites(vlm: Vlm, suites: dict[str, list[Question]], params: Params, n
     return answers
 
 
-def _pairs(params: Params) -> dict[str, dict[str, dict[str, list[bool]]]]:
-    """Whether each client's reward model ranks each domain's held-out pairs rightly, by kind of pair."""
+def _pairs(params: Params) -> tuple[dict[str, dict[str, dict[str, list[bool]]]], dict[str, dict[str, float]]]:
+    """Whether each client's reward model ranks each domain's held-out pairs rightly, by kind of pair; and its calibration.
+
+    The latter is mean and deviation of its scores on its own domain's pairs; they would be 0 and 1 on what it was fitted on.
+    """
     held_out = {
         name: read_rows(paths.validated_pairs(name), Preference)
         for name in params.clients
         if paths.validated_pairs(name).exists()
     }
     table: dict[str, dict[str, dict[str, list[bool]]]] = {}
+    calibration: dict[str, dict[str, float]] = {}
     for judge in track(list(params.clients), description="reward models on held-out pairs"):
         model = load_reward_model(paths.reward_folder(judge), params.evaluation.batch_size)
         table[judge] = {}
@@ -69,7 +74,9 @@ def _pairs(params: Params) -> dict[str, dict[str, dict[str, list[bool]]]]:
                 rightly = better is not None and worse is not None and better > worse
                 kinds.setdefault(row.kind or "all", []).append(rightly)
             table[judge][domain] = kinds
-    return table
+            if domain == judge and (known := [score for score in (*chosen, *rejected) if score is not None]):
+                calibration[judge] = {"mean": float(np.mean(known)), "deviation": float(np.std(known))}
+    return table, calibration
 
 
 def _routing(base: Vlm, router: Router, suites: dict[str, list[Question]]) -> dict[str, dict[str, Any]]:
@@ -98,13 +105,15 @@ def evaluate_models() -> None:
         base = Vlm.load(params.base, params.evaluation.batch_size)
         aligned = load_policy(params.base, paths.POLICY, params.evaluation.batch_size)
         ledger = Ledger.load(paths.ROUTER / "ledger.json", paths.POLICY / "ledger.json")
+        pairs, calibration = _pairs(params)
         raw = {
             "clients": list(params.clients),
             "answers": {
                 "base": answer_suites(base, suites, params, "base"),
                 "aligned": answer_suites(aligned, suites, params, "aligned"),
             },
-            "pairs": _pairs(params),
+            "pairs": pairs,
+            "calibration": calibration,
             "routing": _routing(base, Router.load(paths.round_folder(params.grpo.rounds)), suites),
             "wire": {name: {f"{way}_bytes": ledger.total(name, way) for way in ("up", "down")} for name in params.clients},
             "fedavg": {  # what averaging weights over the same rounds would send, one way

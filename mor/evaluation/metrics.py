@@ -4,6 +4,7 @@
 
     models.<base|aligned|gain>.<preference|accuracy>.<suite|mean|worst>   {value, low, high}, shares in [0, 1]
     reward_models.<judge>.pair_accuracy.<domain>.<kind>                   share of pairs ranked as the domain's annotator does
+    reward_models.<judge>.calibration.<mean|deviation>                    of its scores on its own held-out pairs
     router.accuracy, router.entropy (nats), router.weights.<category>.<client>
     wire.<client>.<up|down>_bytes   fedavg.<lora|full>_bytes   seconds.<stage>   settings.<name>
 
@@ -80,6 +81,7 @@ class Evaluation(Record):
     seconds: dict[str, float]
     settings: dict[str, Any]
     fedavg: FedAvg | None = None
+    calibration: dict[str, dict[str, float]] = {}  # client -> mean and deviation of its scores on its own held-out pairs
 
     @field_validator("answers")
     @classmethod
@@ -108,7 +110,11 @@ def headline(evaluation: Evaluation, *, resamples: int, confidence: float, rng: 
             models[model][measure] = {name: asdict(e.interval(confidence)) for name, e in estimates.items()}
     metrics = {
         "models": dict(models),
-        "reward_models": {judge: {"pair_accuracy": _shares(domains)} for judge, domains in evaluation.pairs.items()},
+        "reward_models": {
+            judge: {"pair_accuracy": _shares(domains)}
+            | ({"calibration": evaluation.calibration[judge]} if judge in evaluation.calibration else {})
+            for judge, domains in evaluation.pairs.items()
+        },
         "router": router_metrics(evaluation.routing, evaluation.clients),
         "wire": {client: wire.model_dump() for client, wire in evaluation.wire.items()},
         "seconds": dict(evaluation.seconds),

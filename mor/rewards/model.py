@@ -126,22 +126,26 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:8]
 
 
-def load_reward_model(folder: Path, batch_size: int = 128) -> CalibratedReward:
-    """Read a reward model from ``folder``; raises ``ModelError`` where a part is missing."""
+def load_reward_model(folder: Path, batch_size: int = 128, backbone: str | None = None) -> CalibratedReward:
+    """Read a reward model from ``folder``; raises ``ModelError`` where a part is missing.
+
+    ``backbone`` says where its backbone is now, if that was moved since the training.
+    """
     try:
         settings: dict[str, Any] = json.loads((folder / "reward.json").read_text())
         calibration = Calibration.load(folder / "calibration.json")
     except FileNotFoundError as error:
         raise ModelError(f"{folder}: {Path(error.filename).name} is missing; train it with `dvc repro`") from None
+    backbone = backbone or str(settings["backbone"])
     if (folder / "adapter").exists():
-        tuned = Vlm.load(settings["backbone"], batch_size)
+        tuned = Vlm.load(backbone, batch_size)
         merged = PeftModel.from_pretrained(tuned.model, str(folder / "adapter")).merge_and_unload()
         tuned = Vlm(merged.eval(), tuned.processor, batch_size)
     else:
         tuned = Vlm.load(str(folder / "model"), batch_size)
     scorer: Scorer
     if settings["kind"] == "implicit":
-        scorer = ImplicitReward(tuned, Vlm.load(settings["backbone"], batch_size), settings["floor"])
+        scorer = ImplicitReward(tuned, Vlm.load(backbone, batch_size), settings["floor"])
     else:
         head = ScalarHead(tuned.model.config.get_text_config().hidden_size).to(tuned.model.device)
         head.load_state_dict(load_file(folder / "head.safetensors"))

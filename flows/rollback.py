@@ -1,0 +1,23 @@
+"""The champion before serves again: ``python -m flows.rollback`` (``make rollback``)."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from tasks import registry
+from tasks.runtime import main
+
+
+def rollback() -> None:
+    """Point the aliases back and say from what to what."""
+    before, now = registry.rollback()
+    Console().print(
+        f"Champion: mor-policy version {now.policy} (night {now.night}) again, instead of version {before.policy} "
+        f"(night {before.night}), with its reward models. Settings and data are as they were: "
+        f"`git checkout night/{now.night}` shows those that made it.",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    main(rollback)

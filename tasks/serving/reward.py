@@ -1,0 +1,36 @@
+"""A client's reward model as an MLflow model: ``image`` (base64 PNG), ``prompt`` and ``completion`` -> ``score``.
+
+MLflow runs this file where the model is loaded; it needs ``mor`` and nothing else of the project.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from mor.federation.messages import image_from_bytes
+from mor.rewards.model import load_reward_model
+
+
+class RewardModel(PythonModel):
+    """Calibrated scores: 0 is an average answer to the client's own questions, 1 a deviation above; NaN is unscorable."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Artifacts: ``reward``, and ``backbone`` unless that is a hub id."""
+        self.model = load_reward_model(Path(context.artifacts["reward"]), backbone=context.artifacts.get("backbone"))
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """One row an answer."""
+        images = [image_from_bytes(b64decode(text)) for text in model_input["image"]]
+        scores = self.model.score(model_input["prompt"].tolist(), images, model_input["completion"].tolist())
+        return pd.DataFrame({"score": pd.Series(scores, dtype="float64")})
+
+
+set_model(RewardModel())
