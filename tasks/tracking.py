@@ -19,7 +19,7 @@ import math
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -43,6 +43,13 @@ PARENT_VARIABLE = "MOR_PARENT_RUN_ID"
 LAST_STAGE = "report"  # its end completes the picture of a plain `dvc repro`
 FLUSH = 200  # metrics held back before they go to the store in one batch; MLflow takes 1000
 DIGEST_LENGTH = 16  # MLflow takes 36
+RESULTS = "results"  # the parent's artifact folder of what an execution ended with
+ADDRESS_VARIABLE = "MOR_MLFLOW_UI"
+ADDRESS = "http://127.0.0.1:5000"  # where `mlflow ui` answers unless told otherwise
+QUIET = {  # settings that cannot change a result, and those of what is no part of an execution
+    "threads", "zoo", "compare", "nightly", "drift", "gate",
+    "grpo.checkpoint_steps", "evaluation.batch_size", "evaluation.samples",
+}  # fmt: skip
 
 
 @dataclass
@@ -69,7 +76,7 @@ class StageRun:
     def flush(self) -> None:
         """Write what is held back."""
         for start in range(0, len(self._pending), 1000):
-            _client().log_batch(self.run_id, metrics=self._pending[start : start + 1000])
+            mlflow_client().log_batch(self.run_id, metrics=self._pending[start : start + 1000])
         self._pending.clear()
 
     def params(self, values: Mapping[str, Any]) -> None:
@@ -78,14 +85,14 @@ class StageRun:
 
         entries = [Param(name, str(value)) for name, value in dotted(values).items()]
         for start in range(0, len(entries), 100):
-            _client().log_batch(self.run_id, params=entries[start : start + 100])
+            mlflow_client().log_batch(self.run_id, params=entries[start : start + 100])
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a copy of a file, or of a folder under its own name, in the run's artifacts (below ``folder``)."""
         if path.is_dir():
-            _client().log_artifacts(self.run_id, str(path), "/".join(filter(None, (folder, path.name))))
+            mlflow_client().log_artifacts(self.run_id, str(path), "/".join(filter(None, (folder, path.name))))
         else:
-            _client().log_artifact(self.run_id, str(path), folder)
+            mlflow_client().log_artifact(self.run_id, str(path), folder)
 
     def dataset(self, name: str, path: Path, rows: int, context: str) -> None:
         """Record that this run read ``path``: its name, digest and number of rows; ``context`` says for what ("training")."""
@@ -94,7 +101,7 @@ class StageRun:
         source, profile = json.dumps({"uri": path.as_posix()}), json.dumps({"num_rows": rows})
         entity = Dataset(name, digest(path), "local", source, profile=profile)
         entry = DatasetInput(entity, [InputTag("mlflow.data.context", context)])
-        _client().log_inputs(self.run_id, datasets=[entry])
+        mlflow_client().log_inputs(self.run_id, datasets=[entry])
 
     def headline(self, values: Mapping[str, float]) -> None:
         """Record metrics on the parent run, where executions are compared."""
@@ -130,10 +137,10 @@ def reconcile(parent_id: str) -> list[str]:
     """Complete the record of an execution, of which DVC may have skipped stages; returns the names of those.
 
     A stage that ``dvc.lock`` holds and that has no run below the parent gets one, tagged ``mor.cached``, with its
-    recorded settings and metrics. The parent gets the metrics of ``reports/metrics.json`` and the final ``dvc.lock``
-    digest. Calling it again changes nothing.
+    recorded settings and metrics. The parent gets the metrics of ``reports/metrics.json``, the versions of the data, the
+    final ``dvc.lock`` digest, and the files that a comparison needs. Calling it again changes nothing.
     """
-    ran = {paths.stage_name(child.data.tags.get("mor.stage", "")) for child in _children(parent_id)}
+    ran = {paths.stage_name(child.data.tags.get("mor.stage", "")) for child in _children(parent_id) if _counts(child)}
     cached, clients = [], load_params(paths.PARAMS).clients
     for stage, entry in (_yaml(paths.DVC_LOCK).get("stages") or {}).items():
         removed = "@" in stage and stage.partition("@")[2] not in clients  # DVC keeps a removed client's entry
@@ -145,8 +152,34 @@ def reconcile(parent_id: str) -> list[str]:
             run.metrics({name: value for name, value in recorded.items() if value is not None})
         cached.append(stage)
     _log_changed(parent_id, numbers(_json(paths.METRICS)))
-    _client().set_tag(parent_id, "mor.dvc_lock", _lock_digest())
+    held = mlflow_client().get_run(parent_id).data.params  # those of an earlier call; MLflow lets no param change
+    versions = {f"data.{name}": version for name, version in data_versions(_yaml(paths.DVC_LOCK), clients).items()}
+    StageRun(parent_id, parent_id, "pipeline").params({n: v for n, v in versions.items() if n not in held})
+    keep_files(
+        parent_id,
+        [file for file in (paths.METRICS, paths.EVALUATION, paths.PARAMS, paths.DVC_LOCK) if file.exists()],
+        {"mor.dvc_lock": _lock_digest()},
+    )
     return cached
+
+
+def keep_files(run_id: str, files: Iterable[Path], tags: Mapping[str, str] | None = None) -> None:
+    """Keep copies of files in a run's ``results`` folder, in place of older ones, and set its tags."""
+    for file in files:
+        mlflow_client().log_artifact(run_id, str(file), RESULTS)
+    for name, value in (tags or {}).items():
+        mlflow_client().set_tag(run_id, name, value)
+
+
+def data_versions(lock: Mapping[str, Any], clients: Iterable[str]) -> dict[str, str]:
+    """The version of each client's data, the public prompts and the evaluation sets that ``dvc.lock`` was made from.
+
+    Eight hexadecimal digits of DVC's content digest, by the client's name, ``public`` and ``eval``.
+    """
+    folders = {paths.client_folder(client): client for client in clients} | {paths.PUBLIC: "public", paths.EVAL: "eval"}
+    read = [dep for stage in (lock.get("stages") or {}).values() for dep in stage.get("deps", [])]
+    found = {Path(dep["path"]): str(dep.get("md5", ""))[:8] for dep in read}
+    return {name: found[folder] for folder, name in folders.items() if folder in found}
 
 
 def prepare() -> None:
@@ -154,14 +187,86 @@ def prepare() -> None:
     _experiment()
 
 
-def open_parent(execution: str, name: str = "") -> str:
-    """Make a parent run for an execution of the pipeline, tagged with that; returns the run's id."""
+def find_parent(execution: str) -> str | None:
+    """Id of the newest parent run of that execution, if there is one."""
+    found = search_runs(f"tags.`mor.execution` = '{execution}'")
+    return str(found[0].info.run_id) if found else None
+
+
+def open_parent(execution: str, name: str = "", tags: Mapping[str, str] | None = None) -> str:
+    """Make a parent run for an execution of the pipeline, tagged with that; returns the run's id.
+
+    It holds the settings that a result can depend on, and no others, so that runs differ only where something differs.
+    """
     settings = load_params(paths.PARAMS)
     name = name or f"{settings.router.kind} seed {settings.seed}"
-    run = _client().create_run(_experiment(), tags=_tags() | {"mor.execution": execution}, run_name=name)
+    own = _tags() | {"mor.execution": execution} | dict(tags or {})
+    run = mlflow_client().create_run(_experiment(), tags=own, run_name=name)
     parent: str = run.info.run_id
-    StageRun(parent, parent, "pipeline").params(settings.model_dump())
+    StageRun(parent, parent, "pipeline").params(telling(settings.model_dump()))
     return parent
+
+
+def telling(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, without those that cannot change a result and those that are not set."""
+    return {
+        name: value
+        for name, value in dotted(settings).items()
+        if value is not None and not {name, name.partition(".")[0]} & QUIET
+    }
+
+
+def stage_values(parent_id: str, stage: str) -> dict[str, float]:
+    """The last metrics of a stage's newest run below that parent; empty if it has none."""
+    run = _stage_run(parent_id, stage)
+    return dict(run.data.metrics) if run else {}
+
+
+def stage_address(parent_id: str, stage: str) -> str:
+    """Address of the page that shows a stage's newest run, or the parent where there is none, in MLflow's user interface.
+
+    ``MOR_MLFLOW_UI`` says where that answers, unless it is ``http://127.0.0.1:5000``.
+    """
+    return run_address(_stage_run(parent_id, stage) or mlflow_client().get_run(parent_id))
+
+
+def run_address(run: Run) -> str:
+    """Address of a run's page in MLflow's user interface."""
+    return f"{interface()}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
+def interface() -> str:
+    """Where MLflow's user interface answers."""
+    return os.environ.get(ADDRESS_VARIABLE, ADDRESS).rstrip("/")
+
+
+def experiment() -> str:
+    """Id of the experiment that all runs of this process belong to."""
+    return _experiment()
+
+
+def search_runs(query: str, *, deleted: bool = False) -> list[Run]:
+    """The runs of the experiment that fit a query in MLflow's language, newest first; ``deleted`` adds those in the trash."""
+    view, order = 3 if deleted else 1, ["attributes.start_time DESC"]  # MLflow's ViewType: ALL, ACTIVE_ONLY
+    found: list[Run] = []
+    token = None
+    while token != "":
+        page = mlflow_client().search_runs([_experiment()], query, view, order_by=order, page_token=token)
+        found += page
+        token = page.token or ""
+    return found
+
+
+def fetch_results(run_id: str, folder: Path) -> Path:
+    """Copy an execution's results below ``folder``; returns where they lie, an empty folder if it has none."""
+    if mlflow_client().list_artifacts(run_id, RESULTS):
+        return Path(mlflow_client().download_artifacts(run_id, RESULTS, str(folder)))
+    return folder
+
+
+def read_lock() -> dict[str, Any]:
+    """``dvc.lock``; empty where there is none."""
+    return _yaml(paths.DVC_LOCK)
 
 
 def close_parent(parent_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
@@ -169,8 +274,8 @@ def close_parent(parent_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]
     alive = _processes()
     for child in _children(parent_id):
         if child.info.status == "RUNNING" and child.data.tags.get("mor.process") not in alive:
-            _client().set_terminated(child.info.run_id, "KILLED")
-    _client().set_terminated(parent_id, status)
+            mlflow_client().set_terminated(child.info.run_id, "KILLED")
+    mlflow_client().set_terminated(parent_id, status)
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -203,15 +308,25 @@ def _parent() -> Iterator[str]:
         yield owned
         return
     execution = _execution()
-    found = _client().search_runs([_experiment()], f"tags.`mor.execution` = '{execution}'", max_results=1)
-    parent = found[0].info.run_id if found else open_parent(execution)
-    _client().update_run(parent, status="RUNNING")
+    parent = find_parent(execution) or open_parent(execution)
+    mlflow_client().update_run(parent, status="RUNNING")
     with _closing(parent):
         yield parent
 
 
 def _children(parent_id: str) -> list[Run]:
-    return list(_client().search_runs([_experiment()], f"tags.`mlflow.parentRunId` = '{parent_id}'", max_results=1000))
+    return search_runs(f"tags.`mlflow.parentRunId` = '{parent_id}'")
+
+
+def _stage_run(parent_id: str, stage: str) -> Run | None:
+    """The newest run of a stage; its rounds have names of their own."""
+    runs = [child for child in _children(parent_id) if child.info.run_name == paths.stage_name(stage)]
+    return max(runs, key=lambda run: int(run.info.start_time), default=None)
+
+
+def _counts(run: Run) -> bool:
+    """Whether a stage's run is one that ended well, or this process's own; a killed one stays RUNNING."""
+    return run.info.status == "FINISHED" or run.data.tags.get("mor.process") == _process_name(psutil.Process())
 
 
 def _execution() -> str:
@@ -238,7 +353,7 @@ def _processes() -> set[str]:
 @contextmanager
 def _open_child(parent: str, name: str, stage: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[StageRun]:
     own = {"mlflow.parentRunId": parent, "mor.stage": stage, "mor.process": _process_name(psutil.Process())}
-    created = _client().create_run(_experiment(), tags=_tags() | own | dict(tags), run_name=name)
+    created = mlflow_client().create_run(_experiment(), tags=_tags() | own | dict(tags), run_name=name)
     run = StageRun(created.info.run_id, parent, stage)
     with _closing(run.run_id, run.flush):
         run.params(params)
@@ -254,16 +369,18 @@ def _closing(run_id: str, flush: Callable[[], None] = lambda: None) -> Iterator[
     except BaseException as error:
         with suppress(Exception):  # the stage's own error matters more than one of the store
             flush()
-            _client().set_tag(run_id, "mor.error", f"{type(error).__name__}: {error}"[:500])
-            _client().set_terminated(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            mlflow_client().set_tag(run_id, "mor.error", f"{type(error).__name__}: {error}"[:500])
+            mlflow_client().set_terminated(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    _client().set_terminated(run_id, "FINISHED")
+    mlflow_client().set_terminated(run_id, "FINISHED")
 
 
 @cache
-def _client() -> MlflowClient:
+def mlflow_client() -> MlflowClient:
+    """The store's client, told to be quiet about migrations and copies."""
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store reports each of its migrations
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     return MlflowClient()
@@ -272,8 +389,8 @@ def _client() -> MlflowClient:
 @cache
 def _experiment() -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    found = _client().get_experiment_by_name(name)
-    return str(found.experiment_id if found else _client().create_experiment(name))
+    found = mlflow_client().get_experiment_by_name(name)
+    return str(found.experiment_id if found else mlflow_client().create_experiment(name))
 
 
 def _tags() -> dict[str, str]:
@@ -308,11 +425,11 @@ def _log_changed(run_id: str, values: Mapping[str, float]) -> None:
     """Log those of ``values`` that the run does not hold already, so that repeating it adds no points."""
     from mlflow.entities import Metric
 
-    held = _client().get_run(run_id).data.metrics
+    held = mlflow_client().get_run(run_id).data.metrics
     now = int(time.time() * 1000)
     new = [Metric(name, float(value), now, 0) for name, value in values.items() if held.get(name) != float(value)]
     for start in range(0, len(new), 1000):
-        _client().log_batch(run_id, metrics=new[start : start + 1000])
+        mlflow_client().log_batch(run_id, metrics=new[start : start + 1000])
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,9 +22,15 @@ ROOT = Path(__file__).parents[2]
 LOCK = """
 schema: '2.0'
 stages:
-  validate: {cmd: x, params: {params.yaml: {validation: {on_bad_rows: fail}}}}
-  reward@documents: {cmd: x, params: {params.yaml: {seed: 0, rewards: {beta: 0.2}}}}
-  reward@removed: {cmd: x, params: {params.yaml: {seed: 0}}}
+  validate:
+    cmd: x
+    params: {params.yaml: {validation: {on_bad_rows: fail}}}
+    deps: [{path: mor/data/schema.py, md5: 99999999}, {path: data/eval, md5: 0a1b2c3d4e5f.dir}]
+  reward@documents:
+    cmd: x
+    params: {params.yaml: {seed: 0, rewards: {beta: 0.2}}}
+    deps: [{path: data/clients/documents, md5: 5e6f7a8b9c0d.dir}]
+  reward@removed: {cmd: x, params: {params.yaml: {seed: 0}}, deps: [{path: data/clients/removed, md5: 11111111}]}
 """
 
 
@@ -39,10 +46,10 @@ def project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree("reports", ignore_errors=True)
     shutil.copy(ROOT / "params.yaml", folder)
     (folder / "dvc.lock").write_text(LOCK)
-    tracking._client.cache_clear()
+    tracking.mlflow_client.cache_clear()
     tracking._experiment.cache_clear()
     yield folder
-    tracking._client.cache_clear()
+    tracking.mlflow_client.cache_clear()
     tracking._experiment.cache_clear()
 
 
@@ -155,6 +162,58 @@ def test_skipped_stages_of_present_clients_get_one_cached_run_each(parent: str) 
     name = "models.base.accuracy.mean"
     assert MlflowClient().get_run(parent).data.metrics == {name: 0.5, f"{name}.low": 0.4, f"{name}.high": 0.6}
     assert len(MlflowClient().get_metric_history(parent, name)) == 1
+
+
+def test_a_stage_that_was_killed_before_does_not_count_as_run(parent: str) -> None:
+    client = MlflowClient()
+    experiment = client.get_run(parent).info.experiment_id
+    for name, status in {"validate": "FAILED", "reward_documents": "RUNNING"}.items():
+        tags = {"mlflow.parentRunId": parent, "mor.stage": name, "mor.process": "0@0.00"}
+        client.update_run(client.create_run(experiment, tags=tags, run_name=name).info.run_id, status=status)
+    assert set(tracking.reconcile(parent)) == {"validate", "reward@documents"}
+
+
+def test_parent_keeps_the_data_versions_of_present_clients_and_the_results(parent: str) -> None:
+    Path("reports").mkdir()
+    Path("reports/metrics.json").write_text('{"router": {"accuracy": 1.0}}')
+    Path("reports/evaluation.json").write_text("{}")
+    tracking.reconcile(parent)
+    tracking.reconcile(parent)
+    params = MlflowClient().get_run(parent).data.params
+    assert {k: v for k, v in params.items() if k.startswith("data.")} == {"data.documents": "5e6f7a8b", "data.eval": "0a1b2c3d"}
+    kept = {file.path for file in MlflowClient().list_artifacts(parent, "results")}
+    assert kept == {f"results/{name}" for name in ("metrics.json", "evaluation.json", "params.yaml", "dvc.lock")}
+
+
+def test_parent_holds_the_settings_that_results_depend_on_and_no_others(parent: str) -> None:
+    params = MlflowClient().get_run(parent).data.params
+    assert {params["seed"], params["grpo.lora.rank"], params["clients.scenes.backbone"]} == {"0", "16", "models/zoo/gemma3"}
+    noise = {"threads", "zoo.seed", "nightly.cron", "compare.seeds", "gate.margin", "clients.scenes.url", "evaluation.samples"}
+    assert not noise & set(params)
+    assert "None" not in params.values()
+
+
+def test_a_night_is_found_by_its_execution_and_bears_its_tags() -> None:
+    assert tracking.find_parent("night 2026-01-02") is None
+    made = tracking.open_parent("night 2026-01-02", "night 2026-01-02", {"mor.night": "2026-01-02"})
+    run = MlflowClient().get_run(tracking.find_parent("night 2026-01-02"))
+    assert run.info.run_id == made
+    assert (run.info.run_name, run.data.tags["mor.night"]) == ("night 2026-01-02", "2026-01-02")
+
+
+def test_a_stage_is_shown_by_its_newest_run_and_not_by_its_rounds(parent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tracking.stage_values(parent, "reward@scenes") == {}
+    for loss in (2.0, 1.0):
+        time.sleep(0.002)  # MLflow tells times apart by milliseconds
+        with tracking.stage_run("reward@scenes", {}) as run, run.child("reward_scenes round 1") as later:
+            run.metrics({"loss": loss})
+            later.metrics({"loss": 9.0})
+    assert tracking.stage_values(parent, "reward@scenes")["loss"] == 1.0
+    monkeypatch.setenv("MOR_MLFLOW_UI", "http://mlflow.example:1234/")
+    experiment = MlflowClient().get_run(parent).info.experiment_id
+    page = f"http://mlflow.example:1234/#/experiments/{experiment}/runs/"
+    assert tracking.stage_address(parent, "reward@scenes") == page + run.run_id
+    assert tracking.stage_address(parent, "align") == page + parent
 
 
 def test_closing_an_execution_closes_the_runs_of_killed_stages(parent: str) -> None:
