@@ -31,8 +31,14 @@ if TYPE_CHECKING:
 FEWEST_PAIRS = 10  # clean rows without which a client can train nothing
 DROP = "or remove the line"
 RESULTS = {"result_format": "COMPLETE", "unexpected_index_column_names": ["line"], "include_unexpected_rows": False}
-Role = Literal["clients", "public", "eval", "pairs"]
-KINDS: dict[Role, type[Row]] = {"clients": Preference, "public": Prompt, "eval": Question, "pairs": Preference}
+Role = Literal["clients", "public", "eval", "pairs", "inbox"]
+KINDS: dict[Role, type[Row]] = {
+    "clients": Preference,
+    "public": Prompt,
+    "eval": Question,
+    "pairs": Preference,
+    "inbox": Preference,  # rows on their way to a client's; their table has a column more, see ``check_delivery``
+}
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,28 @@ def check(clients: Sequence[str], settings: Validation) -> tuple[list[Verdict], 
     return verdicts, missing
 
 
+def shared_tables(settings: Validation) -> dict[DataSet, pd.DataFrame]:
+    """The public prompts and all evaluation files, whose pictures no client may have; raises ``DataError`` without them."""
+    sets, missing = find_sets([])
+    if missing:
+        raise DataError("\n".join(missing))
+    return {data: inspect(data.file, KINDS[data.role], data.root, settings.max_image_side) for data in sets}
+
+
+def check_delivery(data: DataSet, table: pd.DataFrame, shared: Mapping[DataSet, pd.DataFrame], settings: Validation) -> Verdict:
+    """Judge rows that are to be added to a client's; nothing is written.
+
+    Beside the columns of ``mor.data.checks``, ``table`` has ``id_taken``: where the client has that id already, else null.
+    """
+    import great_expectations as gx
+
+    _mark_shared({data: table, **shared})
+    context: Any = gx.get_context(mode="ephemeral")
+    context.enable_analytics(False)
+    context.variables.progress_bars = {"globally": False}
+    return _run_suite(context, context.data_sources.add_pandas("data"), data, table, settings)
+
+
 def find_sets(clients: Sequence[str]) -> tuple[list[DataSet], list[str]]:
     """Data sets of the named clients, the public prompts, and every evaluation file there is; and what is not there."""
     sets = [
@@ -150,9 +178,9 @@ def _mark_shared(tables: Mapping[DataSet, pd.DataFrame]) -> None:
     tests = {data.file: table for data, table in tables.items() if data.role in ("eval", "pairs")}
     public = {data.file: table for data, table in tables.items() if data.role == "public"}
     for data, table in tables.items():
-        if data.role in ("clients", "public"):
+        if data.role in ("clients", "inbox", "public"):
             table["in_test"] = pd.Series(shared_images(table, tests), dtype=object)
-        if data.role == "clients":
+        if data.role in ("clients", "inbox"):
             table["in_public"] = pd.Series(shared_images(table, public), dtype=object)
 
 
@@ -165,10 +193,12 @@ def _suite(data: DataSet, settings: Validation) -> list[ColumnMapExpectation]:
             _expect("Null", "equal_answers", "chosen and rejected differ", f"correct one {DROP}"),
             _expect("Null", "contradicted_by", "no other line prefers the opposite", "keep one of the two lines"),
         ]
-    if data.role in ("clients", "public"):
+    if data.role in ("clients", "inbox", "public"):
         suite.append(_expect("Null", "in_test", "the picture is in no evaluation set", "remove the line: tests stay unseen"))
-    if data.role == "clients":
+    if data.role in ("clients", "inbox"):
         suite.append(_expect("Null", "in_public", "the picture is not in the public set", "remove the line here or there"))
+    if data.role == "inbox":
+        suite.append(_expect("Null", "id_taken", "the id is not that of another pair", f"give the line another id {DROP}"))
     return suite
 
 
@@ -226,16 +256,21 @@ def _run_suites(tables: Mapping[DataSet, pd.DataFrame], settings: Validation) ->
     site = {"class_name": "SiteBuilder", "show_how_to_buttons": False, "store_backend": store, "site_index_builder": index}
     context.update_data_docs_site("local_site", site)
     source = context.data_sources.add_pandas("data")
-    verdicts = []
-    for data, table in tables.items():
-        batch = source.add_dataframe_asset(data.name).add_batch_definition_whole_dataframe("all rows")
-        suite: ExpectationSuite = context.suites.add(gx.ExpectationSuite(data.name, expectations=_suite(data, settings)))
-        definition = context.validation_definitions.add(gx.ValidationDefinition(name=data.name, data=batch, suite=suite))
-        frame = table.drop(columns="text")  # Data Docs show what is wrong, not what people wrote
-        result = definition.run(batch_parameters={"dataframe": frame}, result_format=RESULTS)
-        verdicts.append(Verdict(data, table, len(suite.expectations), _faults(data, result)))
+    verdicts = [_run_suite(context, source, data, table, settings) for data, table in tables.items()]
     context.build_data_docs()
     return verdicts
+
+
+def _run_suite(context: Any, source: Any, data: DataSet, table: pd.DataFrame, settings: Validation) -> Verdict:
+    """Let Great Expectations validate one table in ``context``."""
+    import great_expectations as gx
+
+    batch = source.add_dataframe_asset(data.name).add_batch_definition_whole_dataframe("all rows")
+    suite: ExpectationSuite = context.suites.add(gx.ExpectationSuite(data.name, expectations=_suite(data, settings)))
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name=data.name, data=batch, suite=suite))
+    frame = table.drop(columns="text")  # Data Docs show what is wrong, not what people wrote
+    result = definition.run(batch_parameters={"dataframe": frame}, result_format=RESULTS)
+    return Verdict(data, table, len(suite.expectations), _faults(data, result))
 
 
 def _faults(data: DataSet, result: ExpectationSuiteValidationResult) -> list[Problem]:
@@ -271,15 +306,20 @@ def _message(problems: Sequence[str], can_quarantine: bool) -> str:
     return "\n".join([title, *(f"  {problem}" for problem in problems), *hints])
 
 
+def quarantine_text(table: pd.DataFrame, reasons: Mapping[int, list[str]]) -> str:
+    """JSON Lines with one object a bad row: line number, reasons and the raw text."""
+    texts = dict(zip(table["line"], table["text"], strict=True))
+    rows = ({"line": line, "reasons": why, "text": texts[line]} for line, why in sorted(reasons.items()))
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def _write_quarantine(verdicts: Sequence[Verdict]) -> None:
-    """One object a bad row: line number, reasons and the raw text."""
+    """Write the bad rows of every set with their reasons."""
     for verdict in verdicts:
         if reasons := verdict.reasons:
             file = paths.quarantined(verdict.data.file)
             file.parent.mkdir(parents=True, exist_ok=True)
-            texts = dict(zip(verdict.table["line"], verdict.table["text"], strict=True))
-            rows = ({"line": line, "reasons": why, "text": texts[line]} for line, why in reasons.items())
-            file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            file.write_text(quarantine_text(verdict.table, reasons), encoding="utf-8")
             Console(soft_wrap=True).print(
                 f"  {verdict.data.name}: {len(reasons)} bad rows set aside in {file}", highlight=False
             )

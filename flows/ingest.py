@@ -1,0 +1,62 @@
+"""Deliveries: ``python -m flows.ingest`` lists those that wait in the inbox and those that are held.
+
+A held one is merged by ``--release NAME`` or declined by ``--discard NAME``; ``--now`` takes in what waits, as a night would.
+"""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mor.config import load_params
+from tasks import paths
+from tasks.ingest import Delivery, deliveries, discard, ingest, release, waiting
+from tasks.night import alone
+from tasks.runtime import main
+
+console = Console(soft_wrap=True)
+
+
+def run(to_release: str | None, to_discard: str | None, now: bool) -> None:
+    """Do what is asked, one process at a time; without a wish, list."""
+    params = load_params(paths.PARAMS)
+    if not (to_release or to_discard or now):
+        show([str(path) for path in waiting(params)], [found for found in deliveries() if found.state == "held"])
+        return
+    with alone():
+        if now:
+            today = datetime.now(ZoneInfo(params.nightly.timezone)).date().isoformat()
+            if not ingest(params, f"{today} by hand"):
+                console.print(f"Nothing waits in {params.nightly.inbox}.")
+        for delivery in [release(to_release)] if to_release else [discard(to_discard)] if to_discard else []:
+            console.print(f"{delivery.client}/{delivery.name}: {delivery.state}", highlight=False)
+            if delivery.state == "merged":
+                console.print("The next night trains on it, or `dvc repro` now.")
+
+
+def show(waits: list[str], held: list[Delivery]) -> None:
+    """What waits in the inbox, and what is held for which reason."""
+    console.print("Waiting in the inbox:", *(waits or ["nothing"]), sep="\n  ", highlight=False)
+    if not held:
+        console.print("Held: nothing")
+        return
+    table = Table("held", "night", "rows", "new", "why", box=box.SIMPLE_HEAD)
+    for delivery in held:
+        counts = (str(delivery.rows), str(delivery.accepted))
+        table.add_row(f"{delivery.client}/{delivery.name}", delivery.night, *counts, "\n".join(delivery.reasons))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m flows.ingest", description=__doc__)
+    wish = parser.add_mutually_exclusive_group()
+    wish.add_argument("--release", metavar="NAME", help="merge a held delivery")
+    wish.add_argument("--discard", metavar="NAME", help="decline a held delivery; the archive keeps it")
+    wish.add_argument("--now", action="store_true", help="take in what waits")
+    given = parser.parse_args()
+    main(run, given.release, given.discard, given.now)

@@ -1,0 +1,176 @@
+"""Drift: whether a client's new pairs come from where its old ones came from.
+
+Three kinds of difference, each a distance and the probability that chance alone makes one so large (scipy):
+
+- the *shape* of a number (an image's brightness, a prompt's length): the Kolmogorov-Smirnov distance, the largest gap
+  between the two cumulative distributions, and its test;
+- *categories*: the Jensen-Shannon distance of their shares (Lin 1991; base 2, so in [0, 1]), and the chi-square test;
+- *agreement*: how much less often the client's last reward model ranks the new pairs as their annotator did,
+  ``share(old) - share(new)``, and Fisher's exact test. Swapped preferences look like any others, but not to a model that
+  has learned the old ones.
+
+A difference counts only if it is improbable and large: of thousands of rows every difference is improbable by chance, and
+of twenty many are large (Rabanser et al. 2019, "Failing Loudly", use the tests alone).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import chi2_contingency, fisher_exact, ks_2samp
+
+from mor.config import Drift
+from mor.data.schema import Preference
+from mor.evaluation.plots import FAINT, INK, QUIET, panels, styled, words
+
+Decision = Literal["continue", "warn", "stop"]
+DECISIONS: tuple[Decision, ...] = ("continue", "warn", "stop")  # the later, the graver
+COLOURS = {"continue": "#44AA99", "warn": "#DDAA33", "stop": "#CC3311"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One difference between what a client had (before) and what was delivered (after)."""
+
+    name: str  # brightness, prompt_length, categories, agreement...
+    statistic: float  # the distance; for agreement what the share fell by, so in [-1, 1]
+    p_value: float
+    decision: Decision
+    before: float  # the median, the share of the category that changed most, or the share of pairs agreed on
+    after: float
+    warn: float  # distances from which on it is worth a warning, and from which on the delivery is held back
+    stop: float
+    text: str  # all of it in words
+
+
+def decide(findings: Sequence[Finding]) -> Decision:
+    """The gravest decision of all findings; continue where there are none."""
+    return max((finding.decision for finding in findings), key=DECISIONS.index, default="continue")
+
+
+def shape(name: str, before: ArrayLike, after: ArrayLike, limits: Drift) -> Finding:
+    """Two samples of a number, of shapes (N,) and (M,)."""
+    old, new = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    found = ks_2samp(old, new, method="asymp")
+    middle = float(np.median(old)), float(np.median(new))
+    text = f"median {middle[1]:.3g}, was {middle[0]:.3g}"
+    bounds = (limits.shape_warn, limits.shape_stop)
+    return _finding(name, found.statistic, found.pvalue, middle, bounds, limits.significance, text)
+
+
+def categories(before: Sequence[str | None], after: Sequence[str | None], limits: Drift) -> Finding:
+    """Categories of old and new rows; a row without one counts as a category of its own."""
+    old, new = Counter(before), Counter(after)
+    names = sorted(old.keys() | new.keys(), key=str)
+    counts = np.array([[side[name] for name in names] for side in (old, new)], dtype=np.float64)  # (2, categories)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    p_value = float(chi2_contingency(counts).pvalue) if len(names) > 1 else 1.0
+    most = int(np.abs(shares[1] - shares[0]).argmax())
+    moved = float(shares[0, most]), float(shares[1, most])
+    text = f"{names[most] or 'none'} is {moved[1]:.0%} of the rows, was {moved[0]:.0%}"
+    bounds = (limits.categories_warn, limits.categories_stop)
+    distance = float(jensenshannon(shares[0], shares[1], base=2))
+    return _finding("categories", distance, p_value, moved, bounds, limits.significance, text)
+
+
+def agreement(before: Sequence[bool], after: Sequence[bool], limits: Drift) -> Finding:
+    """Whether a reward model ranks each old and each new pair as its annotator did; neither may be empty."""
+    table = [[sum(side), len(side) - sum(side)] for side in (before, after)]
+    share = float(np.mean(before)), float(np.mean(after))
+    p_value = float(fisher_exact(table, alternative="greater").pvalue)  # are the old ones agreed on more?
+    text = f"the last reward model agrees with {share[1]:.0%} of the pairs, it did with {share[0]:.0%}"
+    bounds = (limits.agreement_warn, limits.agreement_stop)
+    return _finding("agreement", share[0] - share[1], p_value, share, bounds, limits.significance, text)
+
+
+def _finding(
+    name: str,
+    statistic: float,
+    p_value: float,
+    sides: tuple[float, float],
+    bounds: tuple[float, float],
+    significance: float,
+    text: str,
+) -> Finding:
+    decision: Decision = "continue"
+    if p_value <= significance and statistic >= bounds[0]:
+        decision = "stop" if statistic >= bounds[1] else "warn"
+    return Finding(name, float(statistic), float(p_value), decision, *sides, *bounds, text)
+
+
+def image_statistics(image: Image.Image) -> dict[str, float]:
+    """Mean and deviation of an RGB image's brightness and its colourfulness, in [0, 1]; width and height in pixels."""
+    pixels = np.asarray(image, dtype=np.float64) / 255  # (H, W, 3)
+    grey = pixels.mean(axis=2)
+    saturation = pixels.max(axis=2) - pixels.min(axis=2)
+    return {
+        "brightness": float(grey.mean()),
+        "contrast": float(grey.std()),
+        "saturation": float(saturation.mean()),
+        "width": float(image.width),
+        "height": float(image.height),
+    }
+
+
+def compare(
+    before: Sequence[Preference],
+    after: Sequence[Preference],
+    pictures: tuple[Mapping[str, ArrayLike], Mapping[str, ArrayLike]],
+    limits: Drift,
+) -> list[Finding]:
+    """Every difference that can be seen without a model; ``pictures`` are columns of image statistics, old and new."""
+    findings = [shape(name, values, pictures[1][name], limits) for name, values in pictures[0].items()]
+    for text in ("prompt", "chosen", "rejected"):
+        findings += [shape(f"{text}_length", _lengths(before, text), _lengths(after, text), limits)]
+    return [*findings, categories([row.category for row in before], [row.category for row in after], limits)]
+
+
+def _lengths(rows: Sequence[Preference], text: str) -> NDArray[np.float64]:
+    """Characters of one text of every row, shape (N,)."""
+    return np.array([len(getattr(row, text)) for row in rows], dtype=np.float64)
+
+
+@styled
+def drift_figure(deliveries: Mapping[str, Sequence[Finding]]) -> Figure:
+    """A panel a delivery: every distance as a dot between the limits that warn and that hold it back."""
+    rows = [max(1, len(findings)) for findings in deliveries.values()]
+    options = {"gridspec_kw": {"height_ratios": rows}}
+    figure, axes = panels(len(rows), 1, 0.7 + 0.55 * len(rows) + 0.24 * sum(rows), sharex=True, **options)
+    for axis, (title, findings) in zip(axes[:, 0], deliveries.items(), strict=True):
+        _distances(axis, findings)
+        axis.set_title(title)
+    axes[-1, 0].set_xlabel("distance of the delivery from what its client had")
+    keys: list[Line2D] = [
+        Line2D([], [], color=COLOURS[decision], marker="o", linestyle="", label=decision) for decision in DECISIONS
+    ]
+    keys += [Line2D([], [], color=QUIET, linestyle=":", label="limit: warn"), Line2D([], [], color=INK, label="limit: stop")]
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys))
+    return figure
+
+
+def _distances(axis: Axes, findings: Sequence[Finding]) -> None:
+    """Dots of one delivery with their limits and what they say."""
+    for row, finding in enumerate(findings):
+        place = min(max(finding.statistic, 0.0), 1.0)
+        colour = COLOURS[finding.decision]
+        axis.plot([0, 1], [row, row], color=FAINT, linewidth=0.8, zorder=0)
+        axis.plot([finding.warn] * 2, [row - 0.38, row + 0.38], color=QUIET, linestyle=":", linewidth=1.4)
+        axis.plot([finding.stop] * 2, [row - 0.38, row + 0.38], color=INK, linewidth=1.4)
+        axis.plot([0, place], [row, row], color=colour, linewidth=2.4, solid_capstyle="butt")
+        axis.plot(place, row, "o", color=colour, markersize=6)
+        loud = finding.decision != "continue"
+        axis.annotate(finding.text, (1.02, row), va="center", fontsize=7.5, color=INK if loud else QUIET, annotation_clip=False)
+    axis.set_yticks(range(len(findings)), [words(finding.name) for finding in findings], color=INK)
+    axis.set(xlim=(0, 1), ylim=(max(1, len(findings)) - 0.5, -0.5), xticks=np.linspace(0, 1, 6))
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
