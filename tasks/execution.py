@@ -1,22 +1,26 @@
-"""One execution of the whole pipeline: what is out of date, ``dvc repro`` as one subprocess, and a Prefect server for it."""
+"""Running the pipeline: what is out of date, ``dvc repro`` whole or a stage at a time, and a Prefect server for it."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any, Literal
 
 import httpx
 import psutil
 
+from mor.config import TRY_AGAIN, Unavailable
 from tasks import paths
 
 SERVER_PATIENCE = 60.0  # seconds for the server to come up; a new database takes most of it
@@ -27,9 +31,103 @@ SERVER = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0
 class StageFailed(RuntimeError):
     """``dvc repro`` stopped; ``code`` is its exit code."""
 
-    def __init__(self, code: int) -> None:
-        super().__init__(f"dvc repro ended with exit code {code}")
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(reason or f"dvc repro ended with exit code {code}")
         self.code = code
+
+
+class StageUnavailable(StageFailed, Unavailable):
+    """The stage needs something that did not answer; it is worth trying again."""
+
+
+class StageTimedOut(StageFailed):
+    """The stage took longer than it may; what it had checkpointed is kept."""
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What DVC did about a stage, and how long that took."""
+
+    stage: str
+    state: Literal["Ran", "Restored", "Unchanged"]  # Restored: the same inputs ran before, their results came from the cache
+    seconds: float
+
+
+# What `dvc repro` says of a stage. Anything else that ends well left it as it was.
+_SAYINGS: list[tuple[str, Literal["Ran", "Restored"]]] = [("is cached - skipping run", "Restored"), ("Running stage", "Ran")]
+OWNER_VARIABLE = "MOR_NIGHT_OF"  # marks the processes of a project's night, so that what a killed one left can be found
+POLL = 0.5  # seconds
+
+
+def stage_order() -> list[str]:
+    """The stages of ``dvc.yaml`` that are not frozen, each after those that it depends on."""
+    import networkx
+    from dvc.repo import Repo
+
+    with Repo(".") as repo:
+        graph = repo.index.graph  # edges go from a stage to what it needs
+        ordered = networkx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: stage.addressing)
+        return [stage.addressing for stage in ordered if not (stage.is_data_source or stage.frozen)]
+
+
+def run_stage(stage: str, time_limit: float, watch: Callable[[dict[str, Any]], None] = lambda progress: None) -> StageOutcome:
+    """``dvc repro`` of one stage, whose dependencies are up to date; its output goes to ``.nights/<stage>.log``.
+
+    ``watch`` gets what the training's progress file holds (step, steps, figures) whenever that changes. Raises
+    ``StageFailed`` with the end of the output, ``StageUnavailable`` where the stage asks to be tried again, and
+    ``StageTimedOut`` after ``time_limit`` seconds.
+    """
+    paths.NIGHTS.mkdir(exist_ok=True)
+    log, progress = (paths.NIGHTS / f"{paths.stage_name(stage)}.{kind}" for kind in ("log", "progress"))
+    progress.unlink(missing_ok=True)
+    marks = {OWNER_VARIABLE: str(Path.cwd()), "MOR_PROGRESS": str(progress.resolve())}
+    began = time.monotonic()
+    with log.open("w") as output:
+        command = [*DVC, "--wait-for-lock", "repro", "--single-item", stage]
+        dvc = subprocess.Popen(command, env=_environment() | marks, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            code = _wait(dvc, began + time_limit, progress, watch)
+        except BaseException:
+            end_leftovers()
+            raise
+    text = log.read_text(errors="replace")
+    if code is None:
+        raise StageTimedOut(1, f"{stage} took longer than {time_limit:g} s (nightly.time_limits); its log is {log}")
+    if code:
+        kind = StageUnavailable if re.search(rf"exited with {TRY_AGAIN}\b", text) else StageFailed
+        raise kind(code, f"{stage} failed; the end of {log}:\n{text[-2000:]}")
+    state = next((state for saying, state in _SAYINGS if saying in text), "Unchanged")
+    return StageOutcome(stage, state, time.monotonic() - began)  # type: ignore[arg-type]
+
+
+def _wait(dvc: subprocess.Popen[bytes], deadline: float, progress: Path, watch: Callable[[dict[str, Any]], None]) -> int | None:
+    """DVC's exit code, or None if it had to be ended at the deadline."""
+    seen = 0.0
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return dvc.wait(POLL)
+        if time.monotonic() > deadline:
+            end_leftovers()
+            dvc.wait()
+            return None
+        if progress.exists() and (changed := progress.stat().st_mtime) != seen:
+            seen = changed
+            watch(json.loads(progress.read_text()))
+
+
+def end_leftovers() -> None:
+    """End what a night of this project has started and not ended: DVC, its stages and their workers."""
+    mine = psutil.Process()
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(OWNER_VARIABLE) == str(Path.cwd()) and process != mine:
+                found.append(process)
+    for number, patience in ((signal.SIGINT, 10), (signal.SIGKILL, 10)):
+        for process in found:
+            with suppress(psutil.Error):
+                process.send_signal(number)
+        _, found = psutil.wait_procs(found, patience)
 
 
 def outdated_stages() -> list[str] | None:

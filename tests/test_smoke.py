@@ -117,6 +117,22 @@ def test_killed_in_the_middle_of_a_round_it_resumes_to_the_same_policy(project: 
     assert (project / "models/policy/ledger.json").read_text() == ledger
 
 
+def test_a_night_promotes_the_first_candidate_and_the_next_has_nothing_to_do(project: Path) -> None:
+    from mlflow import MlflowClient
+
+    run(project, sys.executable, "-m", "flows.nightly", "2026-01-01")
+    registry = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    night = json.loads((project / "reports/night.json").read_text())
+    served = "champion" if night["ending"] == "Promoted" else "candidate"  # 6 steps of GRPO may well fail the gate
+    assert registry.get_model_version_by_alias("mor-policy", served).tags["mor.night"] == "2026-01-01"
+    assert {stage["state"] for stage in night["stages"]} == {"Unchanged"}
+    assert night["verdict"]["checks"]
+    assert "night/2026-01-01" in run(project, "git", "tag", "--list")
+    if served == "champion":
+        run(project, sys.executable, "-m", "flows.nightly", "2026-01-02")
+        assert "night/2026-01-02" not in run(project, "git", "tag", "--list")
+
+
 def test_the_benchmark_compares_methods_and_measures_nothing_twice(project: Path) -> None:
     asked = ["--quick", "--methods", "base", "mor_top1", "fedavg_sft_b"]
     shown = run(project, sys.executable, "-m", "flows.compare", *asked)

@@ -11,10 +11,22 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tasks import execution
-from tasks.execution import StageFailed, outdated_stages, prefect_server, reproduce
+from tasks.execution import (
+    OWNER_VARIABLE,
+    StageFailed,
+    StageTimedOut,
+    StageUnavailable,
+    end_leftovers,
+    outdated_stages,
+    prefect_server,
+    reproduce,
+    run_stage,
+    stage_order,
+)
 
 ROOT = Path(__file__).parents[2]
 STAGES = """
@@ -85,6 +97,68 @@ def test_pipeline_with_nothing_to_do_starts_no_server_and_makes_no_run(project: 
     assert "up to date" in done.stderr
     assert not (project / ".prefect").exists()
     assert not (project / "mlflow.db").exists()
+
+
+def test_stages_are_ordered_by_what_they_need_and_frozen_ones_left_out(project: Path) -> None:
+    text = STAGES.replace("stages:\n", "stages:\n  zero: {frozen: true, cmd: 'echo 0 > z', outs: [z]}\n")
+    (project / "dvc.yaml").write_text(text.replace("  first:", "  later:").replace("  second:", "  earlier:"))
+    assert stage_order() == ["later", "earlier"]  # not by name: "earlier" needs what "later" makes
+
+
+def test_a_stage_runs_then_is_unchanged_then_comes_back_from_the_cache(project: Path) -> None:
+    run_stage("first", 60)
+    code = (project / "second.py").read_text()
+    assert run_stage("second", 60).state == "Ran"
+    assert run_stage("second", 60).state == "Unchanged"
+    (project / "second.py").write_text("open('b', 'w').write('other')")
+    assert run_stage("second", 60).state == "Ran"
+    (project / "second.py").write_text(code)
+    assert run_stage("second", 60).state == "Restored"
+    assert (project / "b").read_text() == "12"
+
+
+def test_a_failure_tells_its_end_and_whether_it_is_worth_another_try(project: Path) -> None:
+    run_stage("first", 60)
+    (project / "second.py").write_text("print('the reason'); raise SystemExit(1)")
+    with pytest.raises(StageFailed, match="the reason") as failed:
+        run_stage("second", 60)
+    assert not isinstance(failed.value, StageUnavailable)
+    (project / "second.py").write_text("raise SystemExit(75)")
+    with pytest.raises(StageUnavailable):
+        run_stage("second", 60)
+
+
+def test_a_stage_is_ended_at_its_time_limit_with_all_that_it_started(project: Path) -> None:
+    run_stage("first", 60)
+    (project / "second.py").write_text(PATIENT)
+    with pytest.raises(StageTimedOut, match="second took longer than 6 s"):
+        run_stage("second", 6)
+    assert (project / "told").exists()
+    assert outdated_stages() == ["second"]
+
+
+def test_progress_that_a_stage_writes_reaches_the_watcher(project: Path) -> None:
+    run_stage("first", 60)
+    code = "import os, time; open(os.environ['MOR_PROGRESS'], 'w').write('{\"step\": 1}'); time.sleep(2); open('b', 'w')"
+    (project / "second.py").write_text(code)
+    seen: list[object] = []
+    run_stage("second", 60, seen.append)
+    assert seen == [{"step": 1}]
+
+
+def test_leftovers_of_this_project_are_ended_and_others_are_not(project: Path) -> None:
+    def start(owner: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["sleep", "60"], env=os.environ | {OWNER_VARIABLE: owner})
+
+    mine, other = start(str(Path.cwd())), start("/elsewhere")
+    try:
+        end_leftovers()
+        assert not psutil.pid_exists(mine.pid)
+        assert other.poll() is None
+    finally:
+        mine.wait()
+        other.kill()
+        other.wait()
 
 
 def test_server_answers_inside_the_block_and_is_gone_after(project: Path) -> None:

@@ -1,0 +1,60 @@
+"""Every night by itself: ``python -m flows.schedule`` (``make nightly``). Ctrl-C ends it and all that it started.
+
+A Prefect server (unless ``PREFECT_API_URL`` names one), MLflow's UI (unless ``MLFLOW_TRACKING_URI`` is a server's), the
+deployment of ``prefect.yaml`` and a worker; whatever of these ends is started again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+from rich.console import Console
+
+from mor.config import load_params
+from tasks import runtime, services
+
+console = Console(stderr=True)
+
+
+def schedule() -> None:
+    """Start everything, say where it is, and wait for Ctrl-C or a SIGTERM."""
+    nightly = load_params().nightly
+    own_server = not os.environ.get("PREFECT_API_URL")
+    own_mlflow = not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
+    with services.alone():
+        services.end_leftovers()
+        if own_server:
+            services.check_free(services.PREFECT_UI, "name that server with PREFECT_API_URL")
+        if own_mlflow:
+            services.check_free(services.MLFLOW_UI, "name that server with MLFLOW_TRACKING_URI")
+        os.environ.setdefault("PREFECT_API_URL", f"{services.PREFECT_UI}/api")
+        os.environ.update(services.PREFECT)
+        below = [
+            service
+            for service, wanted in ((services.prefect_server(), own_server), (services.mlflow_ui(), own_mlflow))
+            if wanted
+        ]
+        with services.supervise(below):
+            for service in below:
+                services.wait_for(service)
+            services.register_deployment()
+            with services.supervise([services.worker()]):
+                console.print(f"Prefect: {os.environ['PREFECT_API_URL'].removesuffix('/api')}", highlight=False)
+                console.print(
+                    f"MLflow:  {services.MLFLOW_UI if own_mlflow else os.environ['MLFLOW_TRACKING_URI']}", highlight=False
+                )
+                console.print(f"Nights:  {nightly.cron} ({nightly.timezone}); Ctrl-C ends it", highlight=False)
+                threading.Event().wait()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _interrupt)
+    runtime.main(schedule)

@@ -1,0 +1,227 @@
+"""The services around the nights: Prefect's server and worker, MLflow's UI, and a webhook.
+
+A service is a process that is started again when it ends. ``supervise`` does only that; it knows nothing of nights.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+from rich.console import Console
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from mor.config import UserError
+from tasks import paths
+
+POOL = "mor-nights"  # prefect.yaml names it too
+PREFECT_UI = "http://127.0.0.1:4200"
+MLFLOW_UI = "http://127.0.0.1:5000"
+
+# What lets a run in flight survive a restart of the server: for the server, the worker and the flow runs below it.
+PREFECT = {
+    "PREFECT_CLIENT_MAX_RETRIES": "8",  # pauses of 2, 4, ... 256 s: a server may be away for 8 minutes, not for one
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",  # a question that is asked once, without patience
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",  # who holds the one slot
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "true",
+    "PREFECT_LOGGING_LEVEL": "INFO",
+    "PREFECT_LOGGING_TO_API_ENABLED": "true",  # the night's log is in the UI
+}
+SERVICE_VARIABLE = "MOR_SERVICE_OF"  # marks what a supervisor started, so that its successor can end what it left
+PATIENCE = 120.0  # seconds for a service to come up
+PAUSES = (1.0, 60.0)  # seconds before a service is started again: the first pause, which doubles, and the longest
+POLL = 0.5
+console = Console(stderr=True)
+
+
+@dataclass
+class Service:
+    """A process to keep running; ``health`` is a URL that answers with 200 once it is up."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    health: str = ""
+    process: subprocess.Popen[bytes] | None = None
+    pause: float = PAUSES[0]
+    due: float = 0.0  # when it may be started (again), on the monotonic clock
+    began: float = 0.0
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return paths.PREFECT_HOME / f"{self.name}.log"
+
+
+@contextmanager
+def supervise(services: Sequence[Service]) -> Iterator[None]:
+    """Keep ``services`` running for the time of the block, from the first to the last; end them in reverse order.
+
+    One that ends is started again after a pause that doubles, up to a minute, until it has stayed for as long.
+    """
+    stop = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(services, stop), daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        keeper.join()
+        for service in reversed(services):
+            if service.process:
+                end(service.process)
+
+
+def _keep(services: Sequence[Service], stop: threading.Event) -> None:
+    while not stop.wait(POLL):
+        for service in services:
+            look_after(service)
+
+
+def look_after(service: Service) -> None:
+    """Start the service if it is due; note its end, and when it is due again."""
+    now = time.monotonic()
+    if service.process and (code := service.process.poll()) is not None:
+        if now - service.began > PAUSES[1]:
+            service.pause = PAUSES[0]
+        end(service.process)  # what a killed process left in its group keeps the port
+        console.print(
+            f"[yellow]{service.name} ended with {code}; again in {service.pause:g} s[/] ({service.log})", highlight=False
+        )
+        service.process, service.due, service.pause = None, now + service.pause, min(2 * service.pause, PAUSES[1])
+    if service.process is None and now >= service.due:
+        service.log.parent.mkdir(exist_ok=True)
+        with service.log.open("ab") as log:
+            service.process = subprocess.Popen(
+                service.command,
+                env=os.environ | service.environment | {SERVICE_VARIABLE: str(Path.cwd())},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,  # Ctrl-C is the supervisor's, who ends them in order
+            )  # fmt: skip
+        service.began = now
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a service and what is left in its group: politely, then after 30 s by force."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+            return
+
+
+def end_leftovers() -> None:
+    """End the services of a supervisor of this folder that was killed, and the night that ran below them."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(SERVICE_VARIABLE) == str(Path.cwd()):
+                found.append(process)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in found:
+            with suppress(psutil.Error):
+                process.send_signal(number)
+        _, found = psutil.wait_procs(found, 10)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold the folder's lock; raises ``UserError`` where another supervisor has it."""
+    paths.PREFECT_HOME.mkdir(exist_ok=True)
+    with (paths.PREFECT_HOME / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{lock.name}: `make nightly` runs in this folder already; one is enough") from None
+        yield
+
+
+def check_free(address: str, way_out: str) -> None:
+    """Raise ``UserError`` if something else listens at the address."""
+    where = urlsplit(address)
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        if probe.connect_ex((str(where.hostname), where.port or 80)) == 0:
+            raise UserError(f"{address} is taken by another program; end it, or {way_out}")
+
+
+def wait_for(service: Service) -> None:
+    """Wait until the service answers; raises ``UserError`` where it takes too long."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with suppress(httpx.HTTPError):
+            if httpx.get(service.health, timeout=2, trust_env=False).status_code == httpx.codes.OK:
+                return
+        time.sleep(POLL)
+    raise UserError(f"{service.name} did not come up in {PATIENCE:g} s; {service.log} says why")
+
+
+def prefect_server() -> Service:
+    """A Prefect server whose history is in ``.prefect``."""
+    where = urlsplit(PREFECT_UI)
+    command = _module("prefect", "server", "start", "--host", str(where.hostname), "--port", str(where.port))
+    return Service("server", command, {"PREFECT_HOME": str(paths.PREFECT_HOME.resolve())}, f"{PREFECT_UI}/api/health")
+
+
+def mlflow_ui() -> Service:
+    """MLflow's UI on the project's own store."""
+    where = urlsplit(MLFLOW_UI)
+    store = ["--backend-store-uri", uri] if (uri := os.environ.get("MLFLOW_TRACKING_URI")) else []
+    command = _module("mlflow", "ui", "--host", str(where.hostname), "--port", str(where.port), "--workers", "1", *store)
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes of which nothing here makes use
+    return Service("mlflow", command, quiet, f"{MLFLOW_UI}/health")
+
+
+def worker() -> Service:
+    """What runs the nights that are due, in processes of its own."""
+    return Service("worker", _module("prefect", "worker", "start", "--pool", POOL, "--type", "process"))
+
+
+def register_deployment() -> None:
+    """The work pool, if it is not there yet, and the deployments of ``prefect.yaml``; raises ``UserError`` where that fails."""
+    if _run("work-pool", "inspect", POOL).returncode:
+        _check(_run("work-pool", "create", POOL, "--type", "process"))
+    _check(_run("--no-prompt", "deploy", "--all"))
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(_module("prefect", *arguments), check=False, capture_output=True, text=True)
+
+
+def _check(done: subprocess.CompletedProcess[str]) -> None:
+    if done.returncode:
+        raise UserError(f"{' '.join(done.args[2:])} failed:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+
+
+def _module(*words: str) -> list[str]:
+    return [sys.executable, "-m", *words]
+
+
+def notify(url: str, event: dict[str, str]) -> None:
+    """Post ``event`` as JSON to ``url``; a webhook that does not answer is warned of on stderr and changes nothing else."""
+    try:
+        for attempt in Retrying(
+            retry=retry_if_exception_type((httpx.TransportError, httpx.HTTPStatusError)),
+            wait=wait_exponential(0.5, max=4),
+            stop=stop_after_attempt(3),
+            reraise=True,
+        ):
+            with attempt:
+                httpx.post(url, json=event, timeout=5).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        print(f"The webhook {url} did not take {event}: {error}", file=sys.stderr)

@@ -1,0 +1,108 @@
+"""A night's lock, name, resumption, commit and page; the whole of one is in tests/test_smoke.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mor.config import UserError, load_params
+from mor.evaluation.night import Night, render_night
+from tasks import night, paths
+from tasks.demo import moments
+
+ROOT = Path(__file__).parents[2]
+
+
+def git(*arguments: str) -> str:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("params.yaml", "dvc.yaml", ".gitignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    git("init", "--quiet")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
+    git("add", "-A")
+    git("commit", "--quiet", "-m", "start")
+    paths.NIGHTS.mkdir()
+    return tmp_path
+
+
+def test_only_one_night_is_under_way(project: Path) -> None:
+    with night.alone(), pytest.raises(UserError, match="another night is under way"), night.alone():
+        pass
+    with night.alone():  # the lock goes with its holder
+        pass
+
+
+def test_a_night_that_was_cut_off_goes_on_under_its_name(project: Path) -> None:
+    course = night.begin(load_params(), "2026-01-02")
+    course.work = True
+    course.save()
+    again = night.begin(load_params(), "2026-01-03")
+    assert (again.night, again.work) == ("2026-01-02", True)
+
+
+def test_nights_of_one_day_are_numbered(project: Path) -> None:
+    first = night._new_name(load_params())
+    git("tag", f"night/{first}")
+    assert night._new_name(load_params()) == f"{first}.2"
+
+
+def test_what_a_night_made_is_committed_and_tagged_and_a_second_time_changes_nothing(project: Path) -> None:
+    (project / "dvc.lock").write_text("schema: '2.0'\n")
+    delivery = paths.ARCHIVE / "documents" / "one"
+    delivery.mkdir(parents=True)
+    (delivery / "delivery.jsonl").write_text("{}\n")
+    course = night.Course("2026-01-02", ending="Promoted")
+    night.keep(course)
+    commit = git("rev-parse", "night/2026-01-02^{commit}")
+    assert git("log", "-1", "--format=%s") == "Night 2026-01-02: promoted"
+    assert set(git("show", "--name-only", "--format=").splitlines()) == {"data/archive.dvc", "dvc.lock"}
+    night.keep(course)
+    assert git("rev-parse", "night/2026-01-02^{commit}") == commit == git("rev-parse", "HEAD")
+
+
+def test_the_page_shows_what_was_held_and_why_and_escapes_it() -> None:
+    delivery = {
+        "client": "documents", "name": "one", "state": "held", "rows": 60, "accepted": 60, "duplicates": 0, "quarantined": 0,
+        "reasons": ["agreement fell <b>far</b>"],
+    }  # fmt: skip
+    check = {"name": "kl", "passed": False, "value": 3.0, "low": None, "high": None, "bound": 2.0, "text": "too far"}
+    page = render_night(
+        Night(
+            night="2026-01-02",
+            ending="Refused",
+            message="",
+            deliveries=[delivery],
+            stages=[{"stage": "align", "state": "Ran", "seconds": 3.21}],
+            verdict={"passed": False, "checks": [check]},
+            metrics={},
+        ),
+        None,
+    )
+    assert "agreement fell &lt;b&gt;far&lt;/b&gt;" in page
+    assert "3.000" in page
+    assert "<img" not in page
+
+
+def test_kills_are_spread_over_the_night() -> None:
+    import random
+
+    waits = moments(4, 100.0, random.Random(0))
+    assert len(waits) == 4
+    assert all(wait > 0 for wait in waits)
+    assert sum(waits) < 100 + 4 * 10
+
+
+def test_a_night_is_named_by_its_journal_alone(project: Path) -> None:
+    night.begin(load_params(), "2026-01-02")
+    assert json.loads(night.CURRENT.read_text()) == {"night": "2026-01-02", "work": False}
