@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mor.config import load_params
 from tasks import paths
@@ -45,7 +45,8 @@ def show(waits: list[str], held: list[Delivery]) -> None:
     if not held:
         console.print("Held: nothing")
         return
-    table = Table("held", "night", "rows", "new", "why", box=box.SIMPLE_HEAD)
+    name = Column("held", no_wrap=True, min_width=max(len(f"{delivery.client}/{delivery.name}") for delivery in held))
+    table = Table(name, "night", "rows", "new", "why", box=box.SIMPLE_HEAD)
     for delivery in held:
         counts = (str(delivery.rows), str(delivery.accepted))
         table.add_row(f"{delivery.client}/{delivery.name}", delivery.night, *counts, "\n".join(delivery.reasons))

@@ -32,11 +32,11 @@ from tasks.execution import OWNER_VARIABLE
 
 DEMO = Path(".demo")
 SIZES: dict[str, dict[str, Any]] = {
-    "benchmark": {"pairs": 600, "held_out_pairs": 30, "public": 400, "questions": 400},
-    "rewards": {"steps": 120, "batch_size": 16},
-    "grpo": {"rounds": 1, "steps": 60, "prompts": 8, "generations": 8, "learning_rate": 0.002},
+    "benchmark": {"pairs": 500, "held_out_pairs": 30, "public": 300, "questions": 300},
+    "rewards": {"steps": 90, "batch_size": 16},
+    "grpo": {"rounds": 1, "steps": 40, "prompts": 8, "generations": 8, "learning_rate": 0.002},
     "evaluation": {"resamples": 500},
-    "gate": {"margin": 0.2, "held_out_margin": 0.2},  # as wide as 400 questions allow
+    "gate": {"margin": 0.2, "held_out_margin": 0.2},  # as narrow as 300 questions allow
     "validation": {"on_bad_rows": "quarantine"},
     "nightly": {"retry_delay": 1},
 }

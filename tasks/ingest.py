@@ -15,7 +15,7 @@ What a kill can't spoil:
    nothing has happened;
 2. its rows go into ``data/clients/<client>/preferences.jsonl`` in one rename, images first, and only those that the client
    does not have: doing it again adds nothing;
-3. the inbox is cleared of what the archive holds;
+3. the inbox is cleared of what the archive holds (a picture that no readable row names stays there);
 4. ``finished`` is set. Whatever lacks it is taken up at 2 by the next call.
 
 Images are stored under a name made of their bytes, so none overwrites another. A delivery that drifted too far stops at 1

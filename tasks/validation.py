@@ -132,11 +132,19 @@ def check_delivery(data: DataSet, table: pd.DataFrame, shared: Mapping[DataSet, 
     Beside the columns of ``mor.data.checks``, ``table`` has ``id_taken``: where the client has that id already, else null.
     """
     import great_expectations as gx
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
 
     _mark_shared({data: table, **shared})
-    context: Any = gx.get_context(mode="ephemeral")
-    context.enable_analytics(False)
-    context.variables.progress_bars = {"globally": False}
+    config = DataContextConfig(
+        store_backend_defaults=InMemoryStoreBackendDefaults(),  # no Data Docs, so no folder for them either
+        progress_bars=ProgressBarsConfig(globally=False),
+        analytics_enabled=False,
+    )
+    context: Any = gx.get_context(mode="ephemeral", project_config=config)
     return _run_suite(context, context.data_sources.add_pandas("data"), data, table, settings)
 
 

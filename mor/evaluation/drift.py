@@ -149,7 +149,7 @@ def drift_figure(deliveries: Mapping[str, Sequence[Finding]]) -> Figure:
     for axis, (title, findings) in zip(axes[:, 0], deliveries.items(), strict=True):
         _distances(axis, findings)
         axis.set_title(title)
-    axes[-1, 0].set_xlabel("distance of the delivery from what its client had")
+    axes[-1, 0].set_xlabel("distance from what the client had; beyond a limit it counts if chance is unlikely (p)")
     keys: list[Line2D] = [
         Line2D([], [], color=COLOURS[decision], marker="o", linestyle="", label=decision) for decision in DECISIONS
     ]
@@ -167,9 +167,10 @@ def _distances(axis: Axes, findings: Sequence[Finding]) -> None:
         axis.plot([finding.warn] * 2, [row - 0.38, row + 0.38], color=QUIET, linestyle=":", linewidth=1.4)
         axis.plot([finding.stop] * 2, [row - 0.38, row + 0.38], color=INK, linewidth=1.4)
         axis.plot([0, place], [row, row], color=colour, linewidth=2.4, solid_capstyle="butt")
-        axis.plot(place, row, "o", color=colour, markersize=6)
+        axis.plot(place, row, "o", color=colour, markersize=6, clip_on=False)
         loud = finding.decision != "continue"
-        axis.annotate(finding.text, (1.02, row), va="center", fontsize=7.5, color=INK if loud else QUIET, annotation_clip=False)
+        said = f"{finding.text} (p {finding.p_value:.2g})"
+        axis.annotate(said, (1.02, row), va="center", fontsize=7.5, color=INK if loud else QUIET, annotation_clip=False)
     axis.set_yticks(range(len(findings)), [words(finding.name) for finding in findings], color=INK)
     axis.set(xlim=(0, 1), ylim=(max(1, len(findings)) - 0.5, -0.5), xticks=np.linspace(0, 1, 6))
     axis.tick_params(axis="y", length=0)

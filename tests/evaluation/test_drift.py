@@ -40,7 +40,7 @@ def test_a_small_distance_is_no_drift_however_sure_it_is() -> None:
 
 def test_the_distance_of_categories_is_that_of_their_shares() -> None:
     found = categories(["a"] * 50 + ["b"] * 50, ["a"] * 50, LIMITS)
-    # shares (1/2, 1/2) and (1, 0), middle (3/4, 1/4): KL .5 log2(2/3) + .5 log2 2 = .2075 and log2(4/3) = .4150; root of the mean
+    # shares (1/2, 1/2) and (1, 0), middle (3/4, 1/4): KL .5 log2(2/3) + .5 log2 2 = .2075 and log2(4/3) = .4150; root of mean
     assert found.statistic == pytest.approx(0.5579, abs=1e-4)
     assert (found.decision, found.before, found.after) == ("warn", 0.5, 1.0)
     assert categories(["a"] * 50, ["c"] * 50, LIMITS).statistic == pytest.approx(1.0)
