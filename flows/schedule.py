@@ -40,6 +40,8 @@ def schedule() -> None:
         with services.supervise(below):
             for service in below:
                 services.wait_for(service)
+            if own_server:
+                services.close_runs()
             services.register_deployment()
             with services.supervise([services.worker()]):
                 console.print(f"Prefect: {os.environ['PREFECT_API_URL'].removesuffix('/api')}", highlight=False)

@@ -133,6 +133,7 @@ def make_project(folder: Path) -> None:
             shutil.copy2(name, folder / name)
     params = yaml.safe_load((folder / paths.PARAMS).read_text())
     del params["clients"][DROPPED_CLIENT]
+    params["threads"] = 1  # models this small gain nothing from more, and lose much beside another busy process
     (folder / paths.PARAMS).write_text(yaml.safe_dump(params, sort_keys=False))
     set_params(folder, **SIZES)
     storage = folder.parent.resolve() / f"{folder.name}-storage"

@@ -19,7 +19,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from mor.config import Params, UserError
-from mor.evaluation.gate import Verdict, judge
+from mor.evaluation.gate import Check, Verdict, judge
 from mor.evaluation.metrics import Evaluation, Reply
 from mor.seeds import stream
 from tasks import paths
@@ -114,6 +114,7 @@ def _registered(
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
     if same := [version for version in _versions(name) if version.tags.get("mor.digest") == key]:
         return max(int(version.version) for version in same)
+    own = {"mor.digest": key, "mor.night": night, **tags}
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         from mlflow import pyfunc
 
@@ -130,11 +131,11 @@ def _registered(
         )
         if name == POLICY and paths.EVALUATION.exists():
             (model / EVALUATION).write_bytes(paths.EVALUATION.read_bytes())
+            own["mor.questions"] = digest(paths.EVAL)
         folder = f"models/{name}-{key}"
         mlflow_client().log_artifacts(run_id, str(model), folder)
         _ensure(name)
         source = f"{mlflow_client().get_run(run_id).info.artifact_uri}/{folder}"
-        own = {"mor.digest": key, "mor.night": night, **tags}
         return int(mlflow_client().create_model_version(name, source, run_id, tags=own).version)
 
 
@@ -164,19 +165,30 @@ def _example() -> dict[str, str]:
 
 
 def judge_candidate(candidate: Candidate, params: Params) -> Verdict:
-    """The gate's verdict on what ``reports/`` says of the candidate, against the champion or, without one, the base."""
+    """The gate's verdict on what ``reports/`` says of the candidate, against the champion or, without one, the base.
+
+    If the candidate serves already, it is the verdict by which it came to serve: so a night that is cut off after the
+    promotion and goes on ends with the same one.
+    """
+    serving = champion()
+    if serving == candidate and (held := mlflow_client().get_model_version(POLICY, str(serving.policy)).tags.get("mor.checks")):
+        return Verdict([Check(**check) for check in json.loads(held)])
     base, aligned = _answers(paths.EVALUATION.read_text())
     metrics = json.loads(paths.METRICS.read_text())
     kl = json.loads(paths.stage_metrics("align").read_text()).get("align.kl")
-    calibrations = {client: found.get("calibration", {}) for client, found in metrics["reward_models"].items()}
-    serving = champion()
+    nothing = {"mean": float("nan"), "deviation": float("nan")}  # a model that could score no pair does not pass
+    calibrations = {
+        client: found.get("calibration", nothing)
+        for client, found in metrics["reward_models"].items()
+        if client in found["pair_accuracy"]  # there are pairs of its own to score
+    }
     return judge(
         aligned,
         base if serving is None else _champions_answers(serving, aligned),
         "base" if serving is None else "champion",
         clients=list(params.clients),
         kl=float("nan") if kl is None else float(kl),
-        calibration={client: (found["mean"], found["deviation"]) for client, found in calibrations.items() if found},
+        calibration={client: (found["mean"], found["deviation"]) for client, found in calibrations.items()},
         settings=params.gate,
         resamples=params.evaluation.resamples,
         confidence=params.evaluation.confidence,
@@ -197,9 +209,11 @@ def _champions_answers(serving: Candidate, asked: Mapping[str, list[Reply]]) -> 
     def key(replies: Sequence[Reply]) -> list[tuple[str, str, str, str]]:
         return [(reply.id, reply.image, reply.prompt, reply.answer) for reply in replies]
 
-    source = mlflow_client().get_model_version(POLICY, str(serving.policy)).source
+    version = mlflow_client().get_model_version(POLICY, str(serving.policy))
+    if version.tags.get("mor.questions") != digest(paths.EVAL):  # pictures may have changed under their names
+        return _answer_afresh(serving, asked)
     with tempfile.TemporaryDirectory() as scratch, _quiet():
-        stored = Path(download_artifacts(f"{source}/{EVALUATION}", dst_path=scratch))
+        stored = Path(download_artifacts(f"{version.source}/{EVALUATION}", dst_path=scratch))
         before = _answers(stored.read_text())[1]
     if all(suite in before and key(before[suite]) == key(replies) for suite, replies in asked.items()):
         return {suite: before[suite] for suite in asked}
@@ -225,23 +239,35 @@ def _answer_afresh(serving: Candidate, asked: Mapping[str, list[Reply]]) -> dict
 def promote(candidate: Candidate, verdict: Verdict) -> None:
     """Make the candidate champion if it passed; the verdict becomes tags of its version either way."""
     version, before = str(candidate.policy), champion()
-    mlflow_client().set_model_version_tag(POLICY, version, "mor.verdict", "passed" if verdict.passed else "refused")
-    mlflow_client().set_model_version_tag(POLICY, version, "mor.reasons", "; ".join(verdict.reasons)[:5000])
+    told = {
+        "mor.verdict": "passed" if verdict.passed else "refused",
+        "mor.reasons": "; ".join(verdict.reasons)[:5000],
+        "mor.checks": json.dumps([asdict(check) for check in verdict.checks]),
+    }
+    if verdict.passed and before is not None and before.policy != candidate.policy:
+        told["mor.previous"] = str(before.policy)
+    for key, value in told.items():
+        mlflow_client().set_model_version_tag(POLICY, version, key, value)
     if not verdict.passed:
         return
-    if before is not None and before.policy != candidate.policy:
-        mlflow_client().set_model_version_tag(POLICY, version, "mor.previous", str(before.policy))
     mlflow_client().set_registered_model_alias(POLICY, CHAMPION, version)
     settle()
 
 
 def settle() -> None:
-    """Point the reward models' ``champion`` at those of the policy's; a kill may have come between."""
+    """Point the reward models' ``champion`` at those of the policy's; a kill may have come between.
+
+    The reward model of a client that has no part in the champion loses the alias.
+    """
     serving = champion()
-    for client, version in serving.rewards.items() if serving else ():
-        name = reward_name(client)
-        if str(mlflow_client().get_registered_model(name).aliases.get(CHAMPION)) != str(version):
-            mlflow_client().set_registered_model_alias(name, CHAMPION, str(version))
+    due = {reward_name(client): str(version) for client, version in serving.rewards.items()} if serving else {}
+    for model in mlflow_client().search_registered_models(f"name LIKE '{reward_name('%')}'", max_results=1000):
+        held = model.aliases.get(CHAMPION)
+        if model.name not in due:
+            if held is not None:
+                mlflow_client().delete_registered_model_alias(model.name, CHAMPION)
+        elif str(held) != due[model.name]:
+            mlflow_client().set_registered_model_alias(model.name, CHAMPION, due[model.name])
 
 
 def champion() -> Candidate | None:
@@ -302,7 +328,7 @@ def encoded(image: Path) -> str:
             picture.convert("RGB").save(buffer, format="PNG")
     except FileNotFoundError:
         raise UserError(f"{image}: no such file; name a picture") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:  # PIL's
         raise UserError(f"{image}: cannot be read as a picture ({error}); save it again as PNG") from None
     return base64.b64encode(buffer.getvalue()).decode()
 

@@ -43,8 +43,9 @@ PREFECT = {
 }
 SERVICE_VARIABLE = "MOR_SERVICE_OF"  # marks what a supervisor started, so that its successor can end what it left
 PATIENCE = 120.0  # seconds for a service to come up
-PAUSES = (1.0, 60.0)  # seconds before a service is started again: the first pause, which doubles, and the longest
+PAUSES = (1.0, 30.0)  # seconds before a service is started again: the first pause, which doubles, and the longest
 POLL = 0.5
+GRACE = 30.0  # seconds to end in; a night has a stage and its workers to end
 console = Console(stderr=True)
 
 
@@ -71,7 +72,7 @@ class Service:
 def supervise(services: Sequence[Service]) -> Iterator[None]:
     """Keep ``services`` running for the time of the block, from the first to the last; end them in reverse order.
 
-    One that ends is started again after a pause that doubles, up to a minute, until it has stayed for as long.
+    One that ends is started again after a pause that doubles, up to half a minute, until it has stayed for as long.
     """
     stop = threading.Event()
     keeper = threading.Thread(target=_keep, args=(services, stop), daemon=True)
@@ -82,8 +83,7 @@ def supervise(services: Sequence[Service]) -> Iterator[None]:
         stop.set()
         keeper.join()
         for service in reversed(services):
-            if service.process:
-                end(service.process)
+            end(service.name)
 
 
 def _keep(services: Sequence[Service], stop: threading.Event) -> None:
@@ -98,45 +98,63 @@ def look_after(service: Service) -> None:
     if service.process and (code := service.process.poll()) is not None:
         if now - service.began > PAUSES[1]:
             service.pause = PAUSES[0]
-        end(service.process)  # what a killed process left in its group keeps the port
-        console.print(
-            f"[yellow]{service.name} ended with {code}; again in {service.pause:g} s[/] ({service.log})", highlight=False
-        )
+        with suppress(ProcessLookupError):
+            os.killpg(service.process.pid, signal.SIGKILL)  # what a killed process leaves in its group keeps the port
+        console.print(f"{service.name} ended with {code}; again in {service.pause:g} s ({service.log})", highlight=False)
         service.process, service.due, service.pause = None, now + service.pause, min(2 * service.pause, PAUSES[1])
     if service.process is None and now >= service.due:
         service.log.parent.mkdir(exist_ok=True)
         with service.log.open("ab") as log:
             service.process = subprocess.Popen(
                 service.command,
-                env=os.environ | service.environment | {SERVICE_VARIABLE: str(Path.cwd())},
+                env=os.environ | service.environment | {SERVICE_VARIABLE: _mark(service.name)},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,  # Ctrl-C is the supervisor's, who ends them in order
             )  # fmt: skip
         service.began = now
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a service and what is left in its group: politely, then after 30 s by force."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-            return
+def end(name: str) -> None:
+    """End a service of this folder, whoever started it, and what it started: that first, so that it can still report.
+
+    A night below the worker gets time to end its stage and to tell Prefect. What is deaf to SIGTERM is killed after 30 s.
+    """
+    marked = _marked(name)
+    below = [process for process in marked if _parent(process) in marked]
+    roots = [process for process in marked if process not in below]
+    for layer in ([process for process in below if _parent(process) in roots], roots):
+        for process in layer:
+            with suppress(psutil.Error):
+                process.terminate()
+        psutil.wait_procs(layer, GRACE)
+    for process in _marked(name):
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def end_leftovers() -> None:
-    """End the services of a supervisor of this folder that was killed, and the night that ran below them."""
+    """End what a supervisor of this folder that was killed has left, and the night that ran below it."""
+    for name in ("worker", "mlflow", "server"):
+        end(name)
+
+
+def _mark(name: str) -> str:
+    return f"{Path.cwd()}:{name}"
+
+
+def _marked(name: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.environ().get(SERVICE_VARIABLE) == str(Path.cwd()):
+            if process.environ().get(SERVICE_VARIABLE) == _mark(name) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in found:
-            with suppress(psutil.Error):
-                process.send_signal(number)
-        _, found = psutil.wait_procs(found, 10)
+    return found
+
+
+def _parent(process: psutil.Process) -> psutil.Process | None:
+    with suppress(psutil.Error):
+        return process.parent()
+    return None
 
 
 @contextmanager
@@ -197,6 +215,22 @@ def register_deployment() -> None:
     if _run("work-pool", "inspect", POOL).returncode:
         _check(_run("work-pool", "create", POOL, "--type", "process"))
     _check(_run("--no-prompt", "deploy", "--all"))
+
+
+def close_runs() -> None:
+    """Mark nights that Prefect believes to be under way as crashed; for a server whose only worker is yet to start.
+
+    What was killed could not say so itself, and would hold the one slot until its lease is over.
+    """
+    api = os.environ["PREFECT_API_URL"]
+    wanted = {
+        "deployments": {"name": {"any_": ["nightly"]}},
+        "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}},
+    }
+    crashed = {"type": "CRASHED", "name": "Crashed", "message": "It was killed; the next night goes on where it stopped."}
+    with httpx.Client(timeout=30, trust_env=False) as client:
+        for run in client.post(f"{api}/flow_runs/filter", json=wanted).raise_for_status().json():
+            client.post(f"{api}/flow_runs/{run['id']}/set_state", json={"state": crashed, "force": True}).raise_for_status()
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -78,7 +78,7 @@ def judge(
         )  # fmt: skip
         margin = settings.held_out_margin if suite == HELD_OUT else settings.margin
         checks.append(_no_worse(suite, change, margin, name))
-    return Verdict([*checks, _kl(kl, settings.kl_budget), *_calibrated(calibration, settings)])
+    return Verdict([*(checks or [_nothing_asked()]), _kl(kl, settings.kl_budget), *_calibrated(calibration, settings)])
 
 
 def _no_worse(suite: str, change: Interval, margin: float, name: str) -> Check:
@@ -87,6 +87,11 @@ def _no_worse(suite: str, change: Interval, margin: float, name: str) -> Check:
         f"from the {name}'s; the lower end must be above {-margin:+.3f}"
     )
     return Check(f"preference.{suite}", change.low > -margin, change.value, change.low, change.high, -margin, text)
+
+
+def _nothing_asked() -> Check:
+    text = "no client has evaluation questions, so nothing shows that the candidate is no worse; add data/eval/<client>.jsonl"
+    return Check("preference", False, float("nan"), None, None, 0.0, text)
 
 
 def _kl(kl: float, budget: float) -> Check:

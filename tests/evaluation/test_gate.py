@@ -81,3 +81,9 @@ def test_budget_and_calibration_are_bounds(changes: dict[str, Any], reason: str)
 def test_other_questions_are_not_compared() -> None:
     with pytest.raises(ValueError, match="same questions"):
         verdict(HALF, HALF[:-1])
+
+
+def test_a_candidate_that_was_asked_nothing_does_not_pass() -> None:
+    found = verdict(HALF, HALF, suite="a suite of no client")
+    assert not found.passed
+    assert "no client has evaluation questions" in found.reasons[0]

@@ -16,7 +16,9 @@ from mlflow import MlflowClient
 from peft import get_peft_model
 from PIL import Image
 
+from mor.alignment.rounds import load_policy
 from mor.config import Params, UserError, load_params
+from mor.data.schema import Question, write_rows
 from mor.evaluation.gate import Check, Verdict
 from mor.rewards.calibration import Calibration
 from mor.rewards.implicit import lora_config
@@ -29,34 +31,40 @@ PASSED = Verdict([])
 REFUSED = Verdict([Check("kl", False, 3.0, None, None, 2.0, "the policy is 3.00 nats from the base; the budget is 2")])
 
 
-def answers(preferred: float, n: int = 200) -> list[dict[str, Any]]:
+def asked(answer: str = "a", n: int = 50) -> list[Question]:
+    return [Question(id=str(i), image="x.png", prompt="?", answer=answer, category="c") for i in range(n)]
+
+
+def replies(questions: list[Question], preferred: float) -> list[dict[str, Any]]:
     return [
-        {"id": str(i), "image": "x.png", "prompt": "?", "answer": "a", "category": "c", "text": "a"}
-        | {"preferred": i < preferred * n, "right": True}
-        for i in range(n)
+        row.model_dump() | {"text": "a", "preferred": i < preferred * len(questions), "right": True}
+        for i, row in enumerate(questions)
     ]
 
 
-def evaluate(aligned: float, questions: int = 200) -> None:
-    """What the evaluate stage would leave behind."""
-    (paths.EVAL).mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (32, 32), "white").save(paths.EVAL / "x.png")
+def evaluate(aligned: float, answer: str = "a", colour: str = "white") -> None:
+    """What the stages up to evaluate would leave behind."""
+    paths.EVAL.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (32, 32), colour).save(paths.EVAL / "x.png")
+    questions = asked(answer)
+    paths.VALIDATED_EVAL.mkdir(parents=True, exist_ok=True)
+    write_rows(paths.validated_suite("documents"), questions)
     described = {
         "answers": {
-            model: {"documents": answers(share, questions)} for model, share in (("base", 0.3), ("aligned", aligned))
+            model: {"documents": replies(questions, share)} for model, share in (("base", 0.3), ("aligned", aligned))
         },
         "pairs": {}, "routing": {}, "clients": ["documents"], "wire": {}, "seconds": {}, "settings": {},
     }  # fmt: skip
     paths.EVALUATION.parent.mkdir(exist_ok=True)
     paths.EVALUATION.write_text(json.dumps(described))
-    rewards = {"documents": {"pair_accuracy": {}, "calibration": {"mean": 0.1, "deviation": 1.0}}}
+    rewards = {"documents": {"pair_accuracy": {"documents": {"all": 1.0}}, "calibration": {"mean": 0.1, "deviation": 1.0}}}
     paths.METRICS.write_text(json.dumps({"reward_models": rewards}))
     paths.STAGES.mkdir(exist_ok=True)
     paths.stage_metrics("align").write_text(json.dumps({"align.kl": 0.4}))
 
 
-def train(seed: int) -> None:
-    """A policy and a reward model as their stages would leave them, untrained."""
+def train(seed: int, scale: float = 1.0) -> None:
+    """A policy and a reward model as their stages would leave them, untrained; ``scale`` is the latter's calibration."""
     import torch
 
     torch.manual_seed(seed)
@@ -71,7 +79,7 @@ def train(seed: int) -> None:
         shutil.copytree(ROOT / "models/zoo/idefics3", folder / "model")
         described = {"kind": "implicit", "backbone": params.clients["documents"].backbone, "floor": 1e9}
         (folder / "reward.json").write_text(json.dumps(described))
-        Calibration(0.0, 1.0).save(folder / "calibration.json")
+    Calibration(0.0, scale).save(folder / "calibration.json")
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +108,8 @@ def project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     tracking._experiment.cache_clear()
 
 
-def register(night: str, seed: int) -> tuple[registry.Candidate, Params]:
-    train(seed)
+def register(night: str, seed: int, scale: float = 1.0) -> tuple[registry.Candidate, Params]:
+    train(seed, scale)
     params = load_params()
     execution = f"night {night}"
     run = tracking.find_parent(execution) or tracking.open_parent(execution, execution, {"mor.night": night})
@@ -149,35 +157,81 @@ def test_registering_the_same_again_makes_no_version() -> None:
     assert register("3", 1)[0] == one
 
 
-def test_champions_that_answered_other_questions_answer_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, params = register("1", 1)
+def test_a_champion_answers_afresh_where_questions_or_their_pictures_have_changed() -> None:
+    one, _ = register("1", 1)
     registry.promote(one, PASSED)
-    asked: list[int] = []
-
-    def afresh(serving: registry.Candidate, questions: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        asked.append(serving.policy)
-        return questions
-
-    monkeypatch.setattr(registry, "_answer_afresh", afresh)
-    registry.judge_candidate(one, params)
-    assert asked == []
-    evaluate(0.8, questions=100)
-    registry.judge_candidate(one, params)
-    assert asked == [one.policy]
+    two, params = register("2", 2)
+    assert registry.judge_candidate(two, params).checks[0].value == 0.0  # both 0.8, the champion's as it was recorded
+    evaluate(0.8, colour="black")
+    assert registry.judge_candidate(two, params).checks[0].value == pytest.approx(0.8)  # it never answers "a"
+    with Image.open(paths.EVAL / "x.png") as picture:
+        text = load_policy(params.base, paths.POLICY).answer(["?"], [picture.convert("RGB")], params.grpo.max_completion_tokens)
+    evaluate(0.8, answer=text[0], colour="black")
+    assert registry.judge_candidate(two, params).checks[0].value == pytest.approx(-0.2)  # now it is always right
 
 
-def test_a_promotion_that_was_killed_half_way_is_settled_and_can_be_rolled_back() -> None:
+def test_a_reward_model_that_can_score_no_pair_does_not_pass() -> None:
+    two, params = register("2", 2)
+    paths.METRICS.write_text(json.dumps({"reward_models": {"documents": {"pair_accuracy": {"documents": {"all": 0.0}}}}}))
+    reasons = registry.judge_candidate(two, params).reasons
+    assert [reason.partition("pairs with ")[2][:8] for reason in reasons] == ["mean nan", "deviatio"]
+
+
+class Killed(BaseException):
+    """Nothing catches it."""
+
+
+def test_a_promotion_that_was_killed_half_way_is_settled_and_can_be_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def die() -> None:
+        raise Killed
+
     first, _ = register("1", 1)
-    second, _ = register("2", 2)
     registry.promote(first, PASSED)
-    registry.promote(second, PASSED)
-    MlflowClient().delete_registered_model_alias("mor-reward-documents", "champion")  # as if killed before it was set
+    second, params = register("4", 4, scale=2.0)
+    verdict = registry.judge_candidate(second, params)
+    assert verdict.passed
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(registry, "settle", die)
+        registry.promote(second, verdict)
+    assert registry.champion() == second
+    assert alias("mor-reward-documents", "champion") == first.rewards["documents"] != second.rewards["documents"]
     registry.settle()
     assert alias("mor-reward-documents", "champion") == second.rewards["documents"]
+    assert registry.judge_candidate(second, params) == verdict  # the night that goes on says what it would have said
+    registry.promote(second, verdict)
     assert registry.rollback() == (second, first)
     assert registry.champion() == first
+    assert alias("mor-reward-documents", "champion") == first.rewards["documents"]
     with pytest.raises(UserError, match="none before it"):
         registry.rollback()
+
+
+def test_a_client_that_left_has_no_champion() -> None:
+    one, _ = register("1", 1)
+    registry.promote(one, PASSED)
+    client = MlflowClient()
+    client.create_registered_model("mor-reward-gone")
+    source = str(client.get_model_version("mor-reward-documents", str(one.rewards["documents"])).source)
+    client.create_model_version("mor-reward-gone", source)
+    client.set_registered_model_alias("mor-reward-gone", "champion", "1")
+    registry.settle()
+    assert "champion" not in client.get_registered_model("mor-reward-gone").aliases
+    assert alias("mor-reward-documents", "champion") == one.rewards["documents"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "bomb", "folder"])
+def test_what_is_no_picture_is_said(damage: str, tmp_path: Path) -> None:
+    image = tmp_path / "x.png"
+    Image.effect_noise((64, 64), 50).save(image)
+    whole = image.read_bytes()
+    bomb = b"BM" + (0).to_bytes(8, "little") + (54).to_bytes(4, "little") + (40).to_bytes(4, "little")
+    bomb += (60000).to_bytes(4, "little") * 2 + b"\x01\x00\x18\x00" + bytes(24)
+    if damage == "folder":
+        image = tmp_path
+    else:
+        image.write_bytes({"empty": b"", "text": b"hello", "truncated": whole[: len(whole) // 2], "bomb": bomb}[damage])
+    with pytest.raises(UserError, match="cannot be read as a picture"):
+        registry.encoded(image)
 
 
 def test_registered_models_load_and_answer_in_another_folder_without_the_project(tmp_path: Path, project: Path) -> None:
