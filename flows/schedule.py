@@ -22,32 +22,27 @@ console = Console(stderr=True)
 def schedule() -> None:
     """Start everything, say where it is, and wait for Ctrl-C or a SIGTERM."""
     nightly = load_params().nightly
-    own_server = not os.environ.get("PREFECT_API_URL")
-    own_mlflow = not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
+    prefect, mlflow = os.environ.get("PREFECT_API_URL"), os.environ.get("MLFLOW_TRACKING_URI", "")
+    mlflow = mlflow if mlflow.startswith("http") else ""
     with services.alone():
         services.end_leftovers()
-        if own_server:
+        own = []
+        if not prefect:
             services.check_free(services.PREFECT_UI, "name that server with PREFECT_API_URL")
-        if own_mlflow:
+            own.append(services.prefect_server())
+        if not mlflow:
             services.check_free(services.MLFLOW_UI, "name that server with MLFLOW_TRACKING_URI")
-        os.environ.setdefault("PREFECT_API_URL", f"{services.PREFECT_UI}/api")
-        os.environ.update(services.PREFECT)
-        below = [
-            service
-            for service, wanted in ((services.prefect_server(), own_server), (services.mlflow_ui(), own_mlflow))
-            if wanted
-        ]
-        with services.supervise(below):
-            for service in below:
+            own.append(services.mlflow_ui())
+        os.environ.update(services.PREFECT | {"PREFECT_API_URL": prefect or f"{services.PREFECT_UI}/api"})
+        with services.supervise(own):
+            for service in own:
                 services.wait_for(service)
-            if own_server:
+            if not prefect:
                 services.close_runs()
             services.register_deployment()
             with services.supervise([services.worker()]):
                 console.print(f"Prefect: {os.environ['PREFECT_API_URL'].removesuffix('/api')}", highlight=False)
-                console.print(
-                    f"MLflow:  {services.MLFLOW_UI if own_mlflow else os.environ['MLFLOW_TRACKING_URI']}", highlight=False
-                )
+                console.print(f"MLflow:  {mlflow or services.MLFLOW_UI}", highlight=False)
                 console.print(f"Nights:  {nightly.cron} ({nightly.timezone}); Ctrl-C ends it", highlight=False)
                 threading.Event().wait()
 

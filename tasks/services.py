@@ -84,6 +84,8 @@ def supervise(services: Sequence[Service]) -> Iterator[None]:
         keeper.join()
         for service in reversed(services):
             end(service.name)
+            if service.process:
+                service.process.wait()
 
 
 def _keep(services: Sequence[Service], stop: threading.Event) -> None:
@@ -126,7 +128,7 @@ def end(name: str) -> None:
         for process in layer:
             with suppress(psutil.Error):
                 process.terminate()
-        psutil.wait_procs(layer, GRACE)
+        _wait(layer, GRACE)
     for process in _marked(name):
         with suppress(psutil.Error):
             process.kill()
@@ -146,9 +148,22 @@ def _marked(name: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.environ().get(SERVICE_VARIABLE) == _mark(name) and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(SERVICE_VARIABLE) == _mark(name):
                 found.append(process)
-    return found
+    return [process for process in found if _runs(process)]
+
+
+def _wait(processes: Sequence[psutil.Process], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(_runs(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it still does something; one that ended stays in the table until its parent asks."""
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _parent(process: psutil.Process) -> psutil.Process | None:

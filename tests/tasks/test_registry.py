@@ -187,12 +187,15 @@ def test_a_promotion_that_was_killed_half_way_is_settled_and_can_be_rolled_back(
 
     first, _ = register("1", 1)
     registry.promote(first, PASSED)
+    evaluate(0.9)
     second, params = register("4", 4, scale=2.0)
     verdict = registry.judge_candidate(second, params)
     assert verdict.passed
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    assert verdict.checks[0].value == pytest.approx(0.1)
+    with monkeypatch.context() as patch:
         patch.setattr(registry, "settle", die)
-        registry.promote(second, verdict)
+        with pytest.raises(Killed):
+            registry.promote(second, verdict)
     assert registry.champion() == second
     assert alias("mor-reward-documents", "champion") == first.rewards["documents"] != second.rewards["documents"]
     registry.settle()
