@@ -19,6 +19,7 @@ from tasks.execution import prefect_server
 from tasks.runtime import main
 
 console = Console()
+console.width = max(console.width, 110)  # the table's
 
 
 def series(folder: Path, kills: int, seconds: dict[str, float], seed: int) -> dict[str, float]:

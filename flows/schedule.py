@@ -14,7 +14,7 @@ from types import FrameType
 from rich.console import Console
 
 from mor.config import load_params
-from tasks import runtime, services
+from tasks import runtime, services, tracking
 
 console = Console(stderr=True)
 
@@ -34,6 +34,7 @@ def schedule() -> None:
             services.check_free(services.MLFLOW_UI, "name that server with MLFLOW_TRACKING_URI")
             own.append(services.mlflow_ui())
         os.environ.update(services.PREFECT | {"PREFECT_API_URL": prefect or f"{services.PREFECT_UI}/api"})
+        os.environ.setdefault(tracking.ADDRESS_VARIABLE, mlflow or services.MLFLOW_UI)
         with services.supervise(own):
             for service in own:
                 services.wait_for(service)

@@ -170,3 +170,13 @@ def test_the_deployment_names_a_flow_that_exists_and_the_workers_pool() -> None:
     assert f"\n{name} = " in (ROOT / file).read_text()
     assert deployment["work_pool"]["name"] == services.POOL
     assert deployment["concurrency_limit"]["limit"] == 1
+
+
+def test_below_a_service_its_children_end_first_so_that_they_can_report(folder: Path) -> None:
+    told = "import signal, sys, time; signal.signal(15, lambda *_: (print('{0}', flush=True), sys.exit())); {1}time.sleep(60)"
+    child = told.format("child", "print('up', flush=True); ")
+    parent = told.format("parent", f"import subprocess; subprocess.Popen([sys.executable, '-c', {child!r}]); ")
+    service = Service("worker", [sys.executable, "-c", parent])
+    with services.supervise([service]):
+        assert eventually(lambda: service.log.exists() and service.log.read_text() == "up\n")
+    assert service.log.read_text().split() == ["up", "child", "parent"]
