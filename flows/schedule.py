@@ -26,13 +26,7 @@ def schedule() -> None:
     mlflow = mlflow if mlflow.startswith("http") else ""
     with services.alone():
         services.end_leftovers()
-        own = []
-        if not prefect:
-            services.check_free(services.PREFECT_UI, "name that server with PREFECT_API_URL")
-            own.append(services.prefect_server())
-        if not mlflow:
-            services.check_free(services.MLFLOW_UI, "name that server with MLFLOW_TRACKING_URI")
-            own.append(services.mlflow_ui())
+        own = [*([] if prefect else [services.prefect_server()]), *([] if mlflow else [services.mlflow_ui()])]
         os.environ.update(services.PREFECT | {"PREFECT_API_URL": prefect or f"{services.PREFECT_UI}/api"})
         os.environ.setdefault(tracking.ADDRESS_VARIABLE, mlflow or services.MLFLOW_UI)
         with services.supervise(own):

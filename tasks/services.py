@@ -33,7 +33,7 @@ MLFLOW_UI = "http://127.0.0.1:5000"
 
 # What lets a run in flight survive a restart of the server: for the server, the worker and the flow runs below it.
 PREFECT = {
-    "PREFECT_CLIENT_MAX_RETRIES": "8",  # pauses of 2, 4, ... 256 s: a server may be away for 8 minutes, not for one
+    "PREFECT_CLIENT_MAX_RETRIES": "8",  # pauses of 2, 4, ... 256 s: it may be away for 8 minutes, by default for one
     "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",  # a question that is asked once, without patience
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",  # who holds the one slot
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -57,6 +57,7 @@ class Service:
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     health: str = ""
+    door: socket.socket | None = None  # a listening socket that it takes over
     process: subprocess.Popen[bytes] | None = None
     pause: float = PAUSES[0]
     due: float = 0.0  # when it may be started (again), on the monotonic clock
@@ -111,6 +112,7 @@ def look_after(service: Service) -> None:
                 service.command,
                 env=os.environ | service.environment | {SERVICE_VARIABLE: _mark(service.name)},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                pass_fds=[service.door.fileno()] if service.door else [],
                 start_new_session=True,  # Ctrl-C is the supervisor's, who ends them in order
             )  # fmt: skip
         service.began = now
@@ -184,13 +186,18 @@ def alone() -> Iterator[None]:
         yield
 
 
-def check_free(address: str, way_out: str) -> None:
-    """Raise ``UserError`` if something else listens at the address."""
+def listen(address: str, way_out: str) -> socket.socket:
+    """A socket that listens at the address; raises ``UserError`` if another program does."""
     where = urlsplit(address)
-    with socket.socket() as probe:
-        probe.settimeout(2)
-        if probe.connect_ex((str(where.hostname), where.port or 80)) == 0:
-            raise UserError(f"{address} is taken by another program; end it, or {way_out}")
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((where.hostname, where.port))
+    except OSError as error:
+        listening.close()
+        raise UserError(f"{address} is taken by another program ({error.strerror}); end it, or {way_out}") from None
+    listening.listen(1024)
+    return listening
 
 
 def wait_for(service: Service) -> None:
@@ -205,14 +212,21 @@ def wait_for(service: Service) -> None:
 
 
 def prefect_server() -> Service:
-    """A Prefect server whose history is in ``.prefect``."""
-    where = urlsplit(PREFECT_UI)
-    command = _module("prefect", "server", "start", "--host", str(where.hostname), "--port", str(where.port))
-    return Service("server", command, {"PREFECT_HOME": str(paths.PREFECT_HOME.resolve())}, f"{PREFECT_UI}/api/health")
+    """A Prefect server whose history is in ``.prefect``.
+
+    Its socket is the supervisor's and outlives it: who calls while it is started again waits, and is not refused. Prefect's
+    clients are patient with a server that is slow, and not with one that is absent when they first call. Hence Uvicorn
+    and not ``prefect server start``, which does the same but takes no socket.
+    """
+    door = listen(PREFECT_UI, "name that server with PREFECT_API_URL")
+    command = _module("uvicorn", "--factory", "prefect.server.api.server:create_app", "--fd", str(door.fileno()))
+    environment = {"PREFECT_HOME": str(paths.PREFECT_HOME.resolve()), "PREFECT__SERVER_FINAL": "1"}
+    return Service("server", command, environment, f"{PREFECT_UI}/api/health", door)
 
 
 def mlflow_ui() -> Service:
     """MLflow's UI on the project's own store."""
+    listen(MLFLOW_UI, "name that server with MLFLOW_TRACKING_URI").close()
     where = urlsplit(MLFLOW_UI)
     store = ["--backend-store-uri", uri] if (uri := os.environ.get("MLFLOW_TRACKING_URI")) else []
     command = _module("mlflow", "ui", "--host", str(where.hostname), "--port", str(where.port), "--workers", "1", *store)

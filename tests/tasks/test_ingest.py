@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +366,7 @@ def forked(work: Callable[[], object], kill_at: int = 0) -> int | None:
                 if seen == kill_at:
                     os.kill(os.getpid(), signal.SIGKILL)
 
+        gc.disable()  # it would write to, and so copy, every page that is shared with the parent
         os.fsync = lambda handle: None  # a kill loses nothing that was written, and a disk is slow
         sys.addaudithook(count)
         try:
@@ -386,6 +389,7 @@ def evening() -> None:
 
 def survives_every_kill(start: Path, work: Callable[[], object], again: Callable[[], object], least: int) -> None:
     """Compare an undisturbed run of ``work`` with runs killed before each change and continued by ``again``."""
+    import_module("tasks.rewards")  # torch: read once here, not in every fork
     shutil.copytree(Path.cwd(), start)
     changes = forked(work)
     assert changes is not None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -145,8 +146,23 @@ def test_a_taken_port_is_reported_with_the_way_out() -> None:
         taken.listen()
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(UserError, match=r"taken by another program.*set PREFECT_API_URL"):
-            services.check_free(address, "set PREFECT_API_URL")
-    services.check_free(address, "")
+            services.listen(address, "set PREFECT_API_URL")
+    services.listen(address, "").close()
+
+
+def test_who_calls_while_the_server_is_started_again_waits_and_is_not_refused(folder: Path) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    send = "await send({'type': 'http.response.start', 'status': 200}); await send({'type': 'http.response.body'})"
+    (folder / "answer.py").write_text(f"async def app(scope, receive, send): {send}")
+    with services.listen(address, "") as door:
+        command = [sys.executable, "-m", "uvicorn", "--lifespan", "off", "--fd", str(door.fileno()), "answer:app"]
+        service = Service("server", command, health=address, door=door)
+        with services.supervise([service]):
+            services.wait_for(service)
+            assert service.process is not None
+            service.process.kill()
+            service.process.wait()
+            assert httpx.get(address, timeout=20, trust_env=False).status_code == 200
 
 
 def test_clients_wait_longer_than_a_restart_takes() -> None:
