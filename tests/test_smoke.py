@@ -57,8 +57,9 @@ def run(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-def policy(folder: Path) -> str:
-    return hashlib.sha256((folder / "models/policy/adapter_model.safetensors").read_bytes()).hexdigest()
+def policy(folder: Path) -> dict[str, str]:
+    files = [path for path in (folder / "models/policy").rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_every_result_is_there(project: Path) -> None:
@@ -99,7 +100,6 @@ def test_a_second_run_does_nothing_and_shows_the_table(project: Path) -> None:
 
 def test_killed_in_the_middle_of_a_round_it_resumes_to_the_same_policy(project: Path) -> None:
     whole = policy(project)
-    ledger = (project / "models/policy/ledger.json").read_text()
     shutil.rmtree(project / ".checkpoints/align")
     shutil.rmtree(project / "models/policy")
     stage = subprocess.Popen([sys.executable, "-m", "flows.align"], cwd=project, env=environment(), start_new_session=True)
@@ -114,7 +114,7 @@ def test_killed_in_the_middle_of_a_round_it_resumes_to_the_same_policy(project: 
     assert saved
     run(project, sys.executable, "-m", "flows.align")
     assert policy(project) == whole
-    assert (project / "models/policy/ledger.json").read_text() == ledger
+    run(project, "dvc", "checkout", "--force")  # its metrics hold other seconds now
 
 
 def test_a_night_promotes_the_first_candidate_and_the_next_has_nothing_to_do(project: Path) -> None:

@@ -22,9 +22,16 @@ from mor.vlm.load import load_model, load_processor
 from mor.vlm.progress import show_progress
 
 
+class OrderedLoraConfig(LoraConfig):
+    """PEFT's settings, written the same by every process: PEFT writes its sets of names as they come, in any order."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: sorted(value) if isinstance(value, set) else value for key, value in super().to_dict().items()}
+
+
 def lora_config(lora: Lora) -> LoraConfig | None:
     """PEFT's settings for a LoRA; ``None`` for rank 0, which trains every weight."""
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules) if lora.rank else None
+    return OrderedLoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules) if lora.rank else None
 
 
 def _dataset(pairs: Sequence[Preference], images: Sequence[Image.Image]) -> Dataset:

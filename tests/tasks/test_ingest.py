@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -212,6 +211,26 @@ def test_the_same_delivery_twice_is_used_once_also_under_another_name(params: Pa
     assert only(ingest.ingest(params, "2026-01-02", none)).state == "merged"  # what that night brought, told again
 
 
+def test_the_same_rows_with_other_pictures_are_another_delivery(params: Params) -> None:
+    drop("monday", [pair(30)], [30])
+    ingest.ingest(params, NIGHT, none)
+    drop("monday", [pair(30)], [])
+    picture(INBOX / "images/30.png", 31)
+    told = only(ingest.ingest(params, "2026-01-03", none))
+    assert told.quarantined == 1
+    assert told.reasons[0].startswith("1 row: expected that the id is not that of another pair")
+    assert len(ingest.deliveries()) == 2
+
+
+def test_a_new_delivery_under_the_name_of_one_that_was_cut_off_is_taken_in_too(params: Params) -> None:
+    drop("monday", [pair(30)], [30])
+    first = only(ingest.ingest(params, NIGHT, none))
+    first.model_copy(update={"finished": False}).save()  # as a kill before the inbox is cleared leaves it
+    drop("monday", [pair(31)], [31])
+    assert [delivery.accepted for delivery in ingest.ingest(params, NIGHT, none)] == [1, 1]
+    assert [row.id for row in merged_rows()] == ["n30", "n31"]
+
+
 def test_a_picture_that_another_waiting_delivery_names_stays_in_the_inbox(params: Params) -> None:
     drop("a", [pair(30)], [30])
     drop("b", [pair(30, id="b", prompt="What number?")], [])
@@ -302,6 +321,17 @@ def test_while_a_reward_model_is_away_its_clients_deliveries_wait(params: Params
     assert only(ingest.ingest(params, NIGHT)).state == "merged"  # a client that never had one
 
 
+def test_what_a_kill_left_half_copied_is_no_delivery_and_gone_with_the_next_night(params: Params) -> None:
+    drop("poison", swapped(30, 10), range(30, 40))
+    held = only(ingest.ingest(params, NIGHT, load))
+    draft = held.folder.with_name("poison.partial")
+    shutil.copytree(held.folder, draft)
+    assert [delivery.folder for delivery in ingest.deliveries()] == [held.folder]
+    assert ingest.discard(held.name).state == "discarded"
+    assert ingest.ingest(params, "2026-01-03", load) == []
+    assert not draft.exists()
+
+
 def test_a_held_delivery_is_released_or_discarded_once(params: Params) -> None:
     drop("one", swapped(30, 10), range(30, 40))
     drop("two", swapped(50, 10), range(50, 60))
@@ -341,7 +371,7 @@ def test_the_picture_shows_the_deliveries_that_were_judged(params: Params) -> No
 
 # --- killed at every moment ----------------------------------------------------------------------------------------------
 
-EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.copyfile", "shutil.rmtree"}
+EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 WRITES = os.O_WRONLY | os.O_RDWR
 
 
@@ -353,7 +383,10 @@ def changes_files(event: str, arguments: tuple[Any, ...]) -> bool:
 
 
 def forked(work: Callable[[], object], kill_at: int = 0) -> int | None:
-    """Do ``work`` in a fork that SIGKILLs itself before its ``kill_at``-th change; the number of changes, None if killed."""
+    """Do ``work`` in a fork that SIGKILLs itself at its ``kill_at``-th moment; the number of moments, None if killed.
+
+    Each change has a moment before it, and writing a file a second one: when only the first byte is written.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -361,12 +394,18 @@ def forked(work: Callable[[], object], kill_at: int = 0) -> int | None:
 
         def count(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal seen
-            if changes_files(event, arguments):
+            if not changes_files(event, arguments):
+                return
+            seen += 1
+            if seen == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if event == "open":
                 seen += 1
                 if seen == kill_at:
+                    path, _, flags = arguments
+                    os.write(os.open(path, flags, 0o666), b"{")
                     os.kill(os.getpid(), signal.SIGKILL)
 
-        gc.disable()  # it would write to, and so copy, every page that is shared with the parent
         os.fsync = lambda handle: None  # a kill loses nothing that was written, and a disk is slow
         sys.addaudithook(count)
         try:
@@ -375,9 +414,11 @@ def forked(work: Callable[[], object], kill_at: int = 0) -> int | None:
         finally:
             os._exit(0)
     os.close(writer)
-    os.waitpid(child, 0)
     with os.fdopen(reader) as told:
-        return int(answer) if (answer := told.read()) else None
+        answer = told.read()
+    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert killed or answer, "it ended with an error"
+    return None if killed else int(answer)
 
 
 def evening() -> None:
@@ -388,23 +429,23 @@ def evening() -> None:
 
 
 def survives_every_kill(start: Path, work: Callable[[], object], again: Callable[[], object], least: int) -> None:
-    """Compare an undisturbed run of ``work`` with runs killed before each change and continued by ``again``."""
+    """Compare an undisturbed run of ``work`` with runs killed at each moment and continued by ``again``."""
     import_module("tasks.rewards")  # torch: read once here, not in every fork
     shutil.copytree(Path.cwd(), start)
-    changes = forked(work)
-    assert changes is not None
-    assert changes >= least
+    moments = forked(work)
+    assert moments is not None
+    assert moments >= least
     calm = tree(Path("data"), Path("inbox"))
-    for moment in range(1, changes + 1):
+    for moment in range(1, moments + 1):
         for folder in ("data", "inbox"):
             shutil.rmtree(folder)
             shutil.copytree(start / folder, folder)
         assert forked(work, kill_at=moment) is None, "it ended before it was to be killed"
         assert forked(again) is not None
-        assert tree(Path("data"), Path("inbox")) == calm, f"killed before change {moment} of {changes}"
+        assert tree(Path("data"), Path("inbox")) == calm, f"killed at moment {moment} of {moments}"
 
 
-def test_killed_before_any_change_and_run_again_a_night_ends_as_if_undisturbed(params: Params, tmp_path: Path) -> None:
+def test_killed_at_any_moment_and_run_again_a_night_ends_as_if_undisturbed(params: Params, tmp_path: Path) -> None:
     drop("c_known", good(60, 1), [60])
     ingest.ingest(params, "2026-01-01", load)
     evening()
@@ -417,7 +458,7 @@ def test_killed_before_any_change_and_run_again_a_night_ends_as_if_undisturbed(p
     assert [row.id for row in merged_rows()] == ["n60", "n30"]
 
 
-def test_killed_before_any_change_a_release_is_taken_back_or_ended_by_the_next_night(params: Params, tmp_path: Path) -> None:
+def test_killed_at_any_moment_a_release_is_taken_back_or_ended_by_the_next_night(params: Params, tmp_path: Path) -> None:
     drop("poison", swapped(40, 4), range(40, 44))
     name = only(ingest.ingest(params, NIGHT, load)).name
 
