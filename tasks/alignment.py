@@ -22,6 +22,7 @@ from mor.federation.client import RemoteClient
 from mor.federation.ledger import Ledger
 from mor.routing.router import LEARNED, Router
 from mor.seeds import integer, stream
+from mor.vlm.progress import last_checkpoint
 from tasks import paths
 from tasks.checkpoints import move_in, resumable
 from tasks.clients import connect_clients
@@ -40,21 +41,21 @@ CURVES = {  # TRL's own "reward" is left out: it averages to 0 wherever groups a
 
 
 class KeepLedger(TrainerCallback):
-    """Save the byte ledger with every checkpoint, so that a resumed run counts what an uninterrupted one counts."""
+    """Save the byte ledger before every checkpoint, so that a resumed run counts what an uninterrupted one counts."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.ledger.save(Path(args.output_dir) / f"checkpoint-{state.global_step}" / "ledger.json")
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if control.should_save:
+            self.ledger.save(Path(args.output_dir) / f"ledger-{state.global_step}.json")
 
 
-def _restore(ledger: Ledger, *candidates: Path) -> None:
-    """Continue counting from the first ledger that exists."""
-    for path in candidates:
-        if path.exists():
-            ledger.bytes = Ledger.load(path).bytes
-            return
+def _saved_ledger(trainer: Path, last_round: Path) -> Path | None:
+    """The ledger of an unfinished round's last checkpoint, or of the round before it."""
+    if checkpoint := last_checkpoint(trainer):
+        return trainer / f"{Path(checkpoint).name.replace('checkpoint', 'ledger')}.json"
+    return last_round / "ledger.json" if last_round.exists() else None
 
 
 def weigh(rows: list[Prompt], images: list[Any], router: Router, features: torch.Tensor) -> dict[str, PublicPrompt]:
@@ -172,8 +173,8 @@ def align_policy() -> None:
         for number in range(1, params.grpo.rounds + 1):
             done = folder / "rounds" / str(number)
             if not done.exists():
-                saved = sorted((folder / f"trainer-{number}").glob("checkpoint-*/ledger.json"))
-                _restore(ledger, *saved, folder / "rounds" / str(number - 1) / "ledger.json")
+                if saved := _saved_ledger(folder / f"trainer-{number}", folder / "rounds" / str(number - 1)):
+                    ledger.bytes = Ledger.load(saved).bytes
                 one_round(number, params, prompts, router, features, clients, ledger, folder)
             router = Router.load(done)
             curves += _log_round(run, number, done)

@@ -23,7 +23,7 @@ from mor.data.schema import Preference
 from mor.rewards.implicit import lora_config
 from mor.rewards.model import ScalarHead, last_answer_state
 from mor.vlm.load import Vlm
-from mor.vlm.progress import show_progress
+from mor.vlm.progress import last_checkpoint, show_progress
 
 
 class BradleyTerry(nn.Module):
@@ -90,5 +90,5 @@ def train_head(
         data_collator=collate,
     )
     show_progress(trainer, {"loss": "loss"})
-    trainer.train(resume_from_checkpoint=any(checkpoints.glob("checkpoint-*")))
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     return model, head

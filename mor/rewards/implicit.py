@@ -19,7 +19,7 @@ from trl import DPOConfig, DPOTrainer
 from mor.config import Lora, Rewards
 from mor.data.schema import Preference
 from mor.vlm.load import load_model, load_processor
-from mor.vlm.progress import show_progress
+from mor.vlm.progress import last_checkpoint, show_progress
 
 
 class OrderedLoraConfig(LoraConfig):
@@ -85,5 +85,5 @@ def train_implicit(
         peft_config=lora_config(settings.lora),
     )
     show_progress(trainer, {"loss": "loss", "rewards/accuracies": "pairs right"})
-    trainer.train(resume_from_checkpoint=any(checkpoints.glob("checkpoint-*")))
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     return trainer.model

@@ -1,4 +1,4 @@
-"""A training progress bar that shows the newest figures beside it instead of printing them line by line.
+"""What a training shows and leaves while it runs: a progress bar with the newest figures beside it, and checkpoints.
 
 Where the environment names a file in ``MOR_PROGRESS``, the last step and figures are kept there too, for whoever watches
 from another process.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 
 PROGRESS_VARIABLE = "MOR_PROGRESS"
 
@@ -41,3 +43,17 @@ def show_progress(trainer: Trainer, figures: dict[str, str]) -> None:
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(BarWithFigures(figures))
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint that a ``Trainer`` left in ``folder``; what a kill left of others is deleted.
+
+    The trainer's state is written last, and only then are older checkpoints deleted.
+    """
+    whole = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            whole.append((json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"], checkpoint))
+        except (FileNotFoundError, ValueError):
+            shutil.rmtree(checkpoint)
+    return str(max(whole)[1]) if whole else None

@@ -56,7 +56,7 @@ from transformers import (
 
 from mor.data.benchmark.annotator import STYLES, in_style
 from mor.data.benchmark.render import CORNERS, DOMAINS, SIZE, Question
-from mor.vlm.progress import show_progress
+from mor.vlm.progress import last_checkpoint, show_progress
 
 PATCH = 8  # pixels; llava takes 16
 TOKENS = 4  # an image, one a quarter
@@ -406,8 +406,8 @@ def train_zoo_model(
     model, processor = ARCHITECTURES[architecture](texts, size or Size())
     data = Conversations(chats, processor, caption_share, rng)
     pad_id = processor.tokenizer.pad_token_id
-    resume, accuracy = any(checkpoints.glob("checkpoint-*")), None
-    if not resume:
+    resume, accuracy = last_checkpoint(checkpoints), None
+    if resume is None:
         accuracy = train_vision(model, processor, data, chats, steps=vision_steps, batch_size=VISION_BATCH, seed=seed)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),

@@ -1,5 +1,6 @@
 """The zoo's models behave as any Hugging Face model would, whatever their architecture."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from mor.data.benchmark.render import ask
 from mor.vlm.load import ModelError, Vlm
+from mor.vlm.progress import last_checkpoint
 
 ZOO = sorted(path.name for path in Path("models/zoo").iterdir())
 QUESTIONS = [ask(domain, np.random.default_rng(5), "test") for domain in ("documents", "medical", "scenes")]
@@ -57,3 +59,14 @@ def test_the_router_s_features_do_not_depend_on_padding(vlm: Vlm) -> None:
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=str(tmp_path)):
         Vlm.load(str(tmp_path))
+
+
+def test_the_last_whole_checkpoint_counts_and_a_torn_one_is_deleted(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path / "none") is None
+    for step in (8, 10, 12, 14):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (tmp_path / "checkpoint-12/trainer_state.json").write_text('{"global_step": 12')
+    (tmp_path / "checkpoint-14/trainer_state.json").unlink()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-8"]
