@@ -30,7 +30,7 @@ from mor.rewards.implicit import lora_config
 from mor.routing.fit import fit_bradley_terry
 from mor.routing.router import Router
 from mor.vlm.load import Vlm, load_model, load_processor
-from mor.vlm.progress import last_checkpoint, show_progress
+from mor.vlm.progress import show_progress
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -84,7 +84,7 @@ def train_round(
     if adapter is not None:
         set_peft_model_state_dict(trainer.model, load_file(adapter / ADAPTER_FILE))
     show_progress(trainer, {"reward_std": "spread", "kl": "KL", "entropy": "entropy"})
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    trainer.train_or_resume()
     return trainer.model, [row for row in trainer.state.log_history if "reward" in row]
 
 

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
+from mor.vlm.progress import ResumableTrainer
 
-class SharedPromptTrainer(GRPOTrainer):
+
+class SharedPromptTrainer(ResumableTrainer, GRPOTrainer):
     """``GRPOTrainer`` for one image a prompt, fed as ``pixel_values`` alone (LLaVA's way); others take TRL's own path."""
 
     def _get_per_token_logps_and_entropies(

@@ -16,18 +16,20 @@ from peft import get_peft_model
 from PIL import Image
 from torch import nn
 from torch.nn.functional import logsigmoid
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from mor.config import Rewards
 from mor.data.schema import Preference
 from mor.rewards.implicit import lora_config
 from mor.rewards.model import ScalarHead, last_answer_state
 from mor.vlm.load import Vlm
-from mor.vlm.progress import last_checkpoint, show_progress
+from mor.vlm.progress import ResumableTrainer, show_progress
 
 
 class BradleyTerry(nn.Module):
     """Backbone and head; ``forward`` returns the loss of a batch of pairs, chosen first."""
+
+    _keys_to_ignore_on_save = None  # which ``Trainer`` reads of whatever it resumes
 
     def __init__(self, vlm: Vlm, head: ScalarHead, centre: float) -> None:
         super().__init__()
@@ -83,12 +85,12 @@ def train_head(
         report_to=[],
         seed=seed,
     )
-    trainer = Trainer(
+    trainer = ResumableTrainer(
         BradleyTerry(vlm, head, settings.centre),
         arguments,
         train_dataset=list(range(len(pairs))),
         data_collator=collate,
     )
     show_progress(trainer, {"loss": "loss"})
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    trainer.train_or_resume()
     return model, head

@@ -19,7 +19,11 @@ from trl import DPOConfig, DPOTrainer
 from mor.config import Lora, Rewards
 from mor.data.schema import Preference
 from mor.vlm.load import load_model, load_processor
-from mor.vlm.progress import last_checkpoint, show_progress
+from mor.vlm.progress import ResumableTrainer, show_progress
+
+
+class ResumableDPOTrainer(ResumableTrainer, DPOTrainer):
+    """TRL's trainer, resumable."""
 
 
 class OrderedLoraConfig(LoraConfig):
@@ -77,7 +81,7 @@ def train_implicit(
         report_to=[],
         seed=seed,
     )
-    trainer = DPOTrainer(
+    trainer = ResumableDPOTrainer(
         model=load_model(backbone),
         args=arguments,
         train_dataset=_dataset(pairs, images),
@@ -85,5 +89,5 @@ def train_implicit(
         peft_config=lora_config(settings.lora),
     )
     show_progress(trainer, {"loss": "loss", "rewards/accuracies": "pairs right"})
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    trainer.train_or_resume()
     return trainer.model

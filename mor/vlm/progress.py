@@ -12,8 +12,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from torch import nn
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 
 PROGRESS_VARIABLE = "MOR_PROGRESS"
 
@@ -57,3 +59,34 @@ def last_checkpoint(folder: Path) -> str | None:
         except (FileNotFoundError, ValueError):
             shutil.rmtree(checkpoint)
     return str(max(whole)[1]) if whole else None
+
+
+class ResumableTrainer(Trainer):
+    """A ``Trainer`` that ends with the same weights whether or not it was interrupted on the way."""
+
+    def train_or_resume(self) -> None:
+        """Train to the end, from the last whole checkpoint in the output folder where there is one.
+
+        A training that had reached its last step gets its weights and log back; ``train`` would do one step more.
+        """
+        assert self.args.output_dir is not None
+        checkpoint = last_checkpoint(Path(self.args.output_dir))
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)) if checkpoint else None
+        if checkpoint and state and state.global_step >= self.args.max_steps:
+            self._load_from_checkpoint(checkpoint)
+            self.state = state
+        else:
+            self.train(resume_from_checkpoint=checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read a whole model's weights as ``from_pretrained`` does.
+
+        ``Trainer`` looks for the names that the model has in memory, a vision-language model's file has others, and
+        what it does not find it leaves as it is, with a warning.
+        """
+        model = model or self.model
+        if not isinstance(model, PreTrainedModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())

@@ -49,14 +49,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ProcessorMixin,
-    Trainer,
     TrainingArguments,
     get_cosine_schedule_with_warmup,
 )
 
 from mor.data.benchmark.annotator import STYLES, in_style
 from mor.data.benchmark.render import CORNERS, DOMAINS, SIZE, Question
-from mor.vlm.progress import last_checkpoint, show_progress
+from mor.vlm.progress import ResumableTrainer, last_checkpoint, show_progress
 
 PATCH = 8  # pixels; llava takes 16
 TOKENS = 4  # an image, one a quarter
@@ -406,8 +405,8 @@ def train_zoo_model(
     model, processor = ARCHITECTURES[architecture](texts, size or Size())
     data = Conversations(chats, processor, caption_share, rng)
     pad_id = processor.tokenizer.pad_token_id
-    resume, accuracy = last_checkpoint(checkpoints), None
-    if resume is None:
+    accuracy = None
+    if last_checkpoint(checkpoints) is None:
         accuracy = train_vision(model, processor, data, chats, steps=vision_steps, batch_size=VISION_BATCH, seed=seed)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -424,9 +423,9 @@ def train_zoo_model(
     )
     optimiser = Muon(model, learning_rate)
     schedule = get_cosine_schedule_with_warmup(optimiser, schedule_steps // 20, schedule_steps)
-    trainer = Trainer(
+    trainer = ResumableTrainer(
         model, arguments, optimizers=(optimiser, schedule), train_dataset=data, data_collator=lambda rows: collate(rows, pad_id)
     )
     show_progress(trainer, {"loss": "loss"})
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train_or_resume()
     return model, processor, accuracy

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import TrainerState
 
 from mor.config import Lora, Rewards, load_params
 from mor.data.benchmark.annotator import make_pair
@@ -18,6 +19,7 @@ from mor.rewards.head import BradleyTerry, train_head
 from mor.rewards.implicit import train_implicit
 from mor.rewards.model import CalibratedReward, HeadReward, ImplicitReward, ScalarHead, fingerprint, load_reward_model
 from mor.vlm.load import ModelError, Vlm
+from mor.vlm.progress import BarWithFigures
 
 BACKBONE = "models/zoo/llava"
 
@@ -76,6 +78,33 @@ def test_both_kinds_learn_a_house_style(kind: str, tmp_path: Path) -> None:
     prompts, held_images = [p.prompt for p in held], images[train[1]]
     right = scorer(prompts, held_images, [p.chosen for p in held]) > scorer(prompts, held_images, [p.rejected for p in held])
     assert float(right.float().mean()) >= 0.9
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("kind", ["implicit", "head"])
+def test_a_training_interrupted_or_repeated_ends_with_the_same_weights(
+    kind: str, rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, images = style_pairs(24)
+    chosen = settings(kind=kind, steps=8, lora=Lora(rank=rank, alpha=8, target_modules="all-linear"))
+
+    def train(folder: str) -> dict[str, torch.Tensor]:
+        trainer = train_implicit if kind == "implicit" else train_head
+        trained = trainer(BACKBONE, pairs, images, chosen, seed=0, checkpoints=tmp_path / folder)
+        parts = trained if isinstance(trained, tuple) else (trained,)
+        return {f"{i}.{name}": value.clone() for i, part in enumerate(parts) for name, value in part.state_dict().items()}
+
+    def killed(bar: BarWithFigures, args: object, state: TrainerState, *_: object, **__: object) -> None:
+        if state.global_step == 5:  # a checkpoint has step 4
+            raise KeyboardInterrupt
+
+    whole = train("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(BarWithFigures, "on_step_end", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train("killed")
+    for resumed in (train("killed"), train("killed")):  # from the middle, and from the end
+        assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
 def test_the_bradley_terry_loss_is_the_documented_one(monkeypatch: pytest.MonkeyPatch) -> None:
