@@ -350,9 +350,11 @@ def _attempt(do: Callable[..., object], what: object, client: str, file: str, ni
     """Do it; a delivery that cannot be taken in is told as refused, and the others are not kept waiting."""
     try:
         do(what)
-    except UserError as error:
-        stem = Path(file).stem
-        return [Delivery(client=client, name=stem, file=file, night=night, state="refused", reasons=[str(error)])]
+    except Exception as error:  # whatever it is, it must not cost the other clients their night
+        reason = str(error) if isinstance(error, UserError) else f"{file}: {type(error).__name__}: {error}"
+        if not isinstance(error, UserError):
+            console.print_exception()
+        return [Delivery(client=client, name=Path(file).stem, file=file, night=night, state="refused", reasons=[reason])]
     return []
 
 

@@ -1,7 +1,7 @@
 """One night: take deliveries in, bring every stage up to date, judge the result, keep it.
 
 A night is a series of steps that each can be repeated: ``.nights/current.json`` says which night is under way until it
-has ended, and a night that was killed goes on where it stopped. DVC decides what runs, MLflow's registry what serves.
+has ended well, and a night that was killed goes on where it stopped. DVC decides what runs, MLflow's registry what serves.
 
 ===========  ===========================================================================================
 ended        what happened
@@ -20,7 +20,7 @@ import fcntl
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from zoneinfo import ZoneInfo
 
+import yaml
 from rich.console import Console
 
 from mor.config import Params, Unavailable, UserError, load_params
@@ -40,12 +41,8 @@ from tasks.services import notify
 T = TypeVar("T")
 Ending = Literal["Unchanged", "Held", "Promoted", "Refused"]
 CURRENT = paths.NIGHTS / "current.json"
-KEPT = [
-    paths.DVC_YAML,
-    paths.DVC_LOCK,
-    paths.PARAMS,
-    paths.METRICS,
-]  # what a night's commit holds, besides the archive's pointer
+# What a night's commit holds, besides the pointers to data that no stage makes.
+KEPT = [paths.DVC_YAML, paths.DVC_LOCK, paths.PARAMS, paths.METRICS]
 IDENTITY = ["-c", "user.name=MoR nightly", "-c", "user.email=nightly@localhost"]  # where git knows no other
 console = Console(stderr=True)
 
@@ -55,7 +52,7 @@ class Course:
     """What a night has done so far."""
 
     night: str
-    work: bool = False  # whether there is something to do; once decided, a restart keeps to it
+    work: bool = False  # whether there is something to do; a restart keeps to it, as does the night after a failed one
     ending: str = ""
     message: str = ""
     deliveries: list[ingest.Delivery] = field(default_factory=list)
@@ -64,7 +61,7 @@ class Course:
 
     def save(self) -> None:
         draft = CURRENT.with_suffix(".partial")
-        draft.write_text(json.dumps({"night": self.night, "work": self.work}))
+        draft.write_text(json.dumps({"night": self.night, "work": self.work, "failed": self.ending == "Failed"}))
         draft.replace(CURRENT)
 
 
@@ -98,12 +95,12 @@ def alone() -> Iterator[None]:
 
 
 def begin(params: Params, night: str | None) -> Course:
-    """The night that was cut off, or else a new one."""
-    if CURRENT.exists():
-        course = Course(**json.loads(CURRENT.read_text()))
-        console.print(f"Going on with night {course.night}, which was cut off")
-        return course
-    course = Course(night or _new_name(params))
+    """The night that was cut off, or else a new one, which does what a failed one left undone."""
+    left: dict[str, Any] = json.loads(CURRENT.read_text()) if CURRENT.exists() else {"failed": True, "work": False}
+    if not left["failed"]:
+        console.print(f"Going on with night {left['night']}, which was cut off")
+        return Course(left["night"], left["work"])
+    course = Course(night or _new_name(params), left["work"])
     course.save()
     return course
 
@@ -112,11 +109,12 @@ def follow(params: Params, course: Course) -> None:
     """The steps, in order."""
     step("settle", registry.settle)
     course.deliveries = step("ingest", ingest.ingest, params, course.night)
+    step("version", version_clients, params)
     held = [f"{d.client}: {d.name}: {'; '.join(d.reasons)}" for d in course.deliveries if d.state == "held"]
     if not course.work:
         stale = outdated_stages()
         taken = any(delivery.state == "merged" and delivery.accepted for delivery in course.deliveries)
-        course.work = stale != [] or registry.candidate() is None or taken
+        course.work = stale != [] or taken or not registry.is_judged(params)
         course.save()
     if not course.work:
         course.ending = "Held" if held else "Unchanged"
@@ -143,7 +141,7 @@ def _train(params: Params, course: Course, run_id: str) -> None:
     step("record", tracking.reconcile, run_id)
     candidate = step("register", registry.register, course.night, run_id, params)
     verdict = step("gate", registry.judge_candidate, candidate, params)
-    step("promote", registry.promote, candidate, verdict)
+    step("promote", registry.promote, candidate, verdict, params)
     course.verdict = verdict
     course.ending = "Promoted" if verdict.passed else "Refused"
     course.message = "" if verdict.passed else "; ".join(verdict.reasons)
@@ -251,17 +249,33 @@ def _finish(params: Params, course: Course) -> None:
             raise
         console.print(f"[red]{error}[/]", highlight=False)
     _tell(params, course, course.ending, course.message)
-    CURRENT.unlink(missing_ok=True)
+    if course.ending == "Failed":
+        course.save()
+    else:
+        CURRENT.unlink(missing_ok=True)
+
+
+def version_clients(params: Params) -> None:
+    """``dvc add`` the data of clients that no stage makes; before any stage looks, whose dependency holds the pointers too."""
+    stages = yaml.safe_load(paths.DVC_YAML.read_text())["stages"].values()
+    made = {next(iter(out)) if isinstance(out, dict) else out for stage in stages for out in stage.get("outs", [])}
+    _add(path for path in map(paths.client_folder, params.clients) if path.exists() and str(path) not in made)
+
+
+def _add(folders: Iterable[Path]) -> None:
+    """Version folders with DVC, which leaves the files in place as they are; a kill can't take one away."""
+    if names := list(map(str, folders)):
+        _command([*DVC, "add", "--quiet", "--no-relink", *names])
 
 
 def keep(course: Course) -> None:
     """Version the archive and commit the night's state as ``night/<name>``; where there is no git, only the first."""
     if paths.ARCHIVE.exists():
-        _command([*DVC, "add", "--quiet", str(paths.ARCHIVE)])
+        _add([paths.ARCHIVE])
     if not Path(".git").exists():
         return
-    pointer = paths.ARCHIVE.with_name("archive.dvc")
-    _command(["git", "add", "--", *(str(path) for path in (*KEPT, pointer) if path.exists())])
+    pointers = [*paths.DATA.glob("*.dvc"), *paths.CLIENTS.glob("*.dvc")]
+    _command(["git", "add", "--", *(str(path) for path in (*KEPT, *pointers) if path.exists())])
     identity = [] if _command(["git", "config", "user.email"], check=False) else IDENTITY
     if _command(["git", "status", "--porcelain", "--untracked-files=no"]):
         title = f"Night {course.night}: {course.ending.lower()}"

@@ -58,7 +58,9 @@ def prune(yes: bool = False, cloud: bool = False) -> None:
     params, console = load_params(paths.PARAMS), Console()
     with alone():
         if CURRENT.exists():
-            raise UserError(f"{CURRENT}: a night was cut off and may need anything; let it end (python -m flows.nightly) first")
+            raise UserError(
+                f"{CURRENT}: a night did not end well and may need anything; let one do so (python -m flows.nightly) first"
+            )
         if cloud:
             _reach_remotes(params)
         plan = make_plan(params, cloud)

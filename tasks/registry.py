@@ -236,13 +236,14 @@ def _answer_afresh(serving: Candidate, asked: Mapping[str, list[Reply]]) -> dict
     return found
 
 
-def promote(candidate: Candidate, verdict: Verdict) -> None:
+def promote(candidate: Candidate, verdict: Verdict, params: Params) -> None:
     """Make the candidate champion if it passed; the verdict becomes tags of its version either way."""
     version, before = str(candidate.policy), champion()
     told = {
         "mor.verdict": "passed" if verdict.passed else "refused",
         "mor.reasons": "; ".join(verdict.reasons)[:5000],
         "mor.checks": json.dumps([asdict(check) for check in verdict.checks]),
+        "mor.gate": params.gate.model_dump_json(),
     }
     if verdict.passed and before is not None and before.policy != candidate.policy:
         told["mor.previous"] = str(before.policy)
@@ -278,6 +279,15 @@ def champion() -> Candidate | None:
 def candidate() -> Candidate | None:
     """What the last night made, if there was one."""
     return _aliased(CANDIDATE)
+
+
+def is_judged(params: Params) -> bool:
+    """Whether there is a candidate, and it serves or was refused by the present settings of the gate."""
+    found = candidate()
+    if found is None or found == champion():
+        return found is not None
+    tags = mlflow_client().get_model_version(POLICY, str(found.policy)).tags
+    return bool(tags.get("mor.gate") == params.gate.model_dump_json())
 
 
 def rollback() -> tuple[Candidate, Candidate]:

@@ -78,6 +78,7 @@ def main(flow_function: Callable[..., Any], *arguments: Any) -> None:
     """
     try:
         _use_threads(load_params(paths.PARAMS).threads)
+        _find_server()
         flow_function(*arguments)
     except UserError as error:
         from rich.console import Console
@@ -86,6 +87,20 @@ def main(flow_function: Callable[..., Any], *arguments: Any) -> None:
         sys.exit(TRY_AGAIN if isinstance(error, Unavailable) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _find_server() -> None:
+    """Raise ``Unavailable`` where the Prefect server that is to be used can't be reached; its client ends in a traceback."""
+    if not (address := os.environ.get("PREFECT_API_URL")):
+        return
+    import httpx
+
+    try:
+        httpx.get(f"{address.rstrip('/')}/health", timeout=10)
+    except httpx.TransportError as error:
+        raise Unavailable(
+            f"PREFECT_API_URL={address}: no Prefect server answers there ({error}); start it, or unset the variable"
+        ) from None
 
 
 def _use_threads(threads: int) -> None:

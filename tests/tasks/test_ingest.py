@@ -274,6 +274,18 @@ def test_what_cannot_be_taken_in_stays_in_the_inbox_and_keeps_nobody_waiting(par
     assert not list(paths.ARCHIVE.glob("*/*.partial"))
 
 
+def test_an_unforeseen_error_with_one_delivery_keeps_nobody_waiting(params: Params) -> None:
+    def broken(client: str) -> Annotator:
+        raise ZeroDivisionError("no scores")
+
+    drop("monday", good(30, 10), range(30, 40))
+    drop("monday", good(30, 2), [30, 31], Path("inbox/radiology"))
+    told = {delivery.client: delivery for delivery in ingest.ingest(params, NIGHT, broken)}
+    assert (told["radiology"].state, told["documents"].state) == ("merged", "refused")
+    assert told["documents"].reasons == ["monday.jsonl: ZeroDivisionError: no scores"]
+    assert (INBOX / "monday.jsonl").exists()
+
+
 def test_a_client_whose_data_comes_by_deliveries_alone_starts_with_the_first(params: Params) -> None:
     drop("monday", good(30, 2), [30, 31], Path("inbox/radiology"))
     drop("monday", good(30, 2), [30, 31], Path("inbox/stray"))

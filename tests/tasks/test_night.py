@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from mor.config import UserError, load_params
+from mor.config import Params, UserError, load_params
 from mor.evaluation.night import Night, render_night
 from tasks import night, paths
 from tasks.demo import moments
@@ -51,6 +52,19 @@ def test_a_night_that_was_cut_off_goes_on_under_its_name(project: Path) -> None:
     assert (again.night, again.work) == ("2026-01-02", True)
 
 
+def test_what_a_failed_night_left_undone_is_the_next_ones_work(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(params: Params, course: night.Course) -> None:
+        course.work = True
+        raise UserError("the registry is away")
+
+    monkeypatch.setattr(night, "follow", fail)
+    monkeypatch.setattr(night, "write_night", lambda course: None)
+    with pytest.raises(UserError, match="the registry is away"):
+        night.run_night("2026-01-02")
+    following = night.begin(load_params(), "2026-01-03")
+    assert (following.night, following.work) == ("2026-01-03", True)
+
+
 def test_nights_of_one_day_are_numbered(project: Path) -> None:
     first = night._new_name(load_params())
     git("tag", f"night/{first}")
@@ -69,6 +83,23 @@ def test_what_a_night_made_is_committed_and_tagged_and_a_second_time_changes_not
     assert set(git("show", "--name-only", "--format=").splitlines()) == {"data/archive.dvc", "dvc.lock"}
     night.keep(course)
     assert git("rev-parse", "night/2026-01-02^{commit}") == commit == git("rev-parse", "HEAD")
+
+
+def test_data_that_no_stage_makes_is_versioned_and_committed_with_the_night(project: Path) -> None:
+    settings = yaml.safe_load((project / "params.yaml").read_text())
+    settings["clients"]["radiology"] = {"backbone": "models/zoo/llava"}
+    (project / "params.yaml").write_text(yaml.safe_dump(settings))
+    for client in ("documents", "radiology"):
+        paths.client_folder(client).mkdir(parents=True)
+        paths.client_preferences(client).write_text("{}\n")
+    night.version_clients(load_params())
+    assert [path.name for path in paths.CLIENTS.glob("*.dvc")] == ["radiology.dvc"]  # documents is the benchmark stage's
+    night.keep(night.Course("2026-01-02", ending="Promoted"))
+    assert "data/clients/radiology.dvc" in git("ls-files").splitlines()
+    assert not (paths.CLIENTS / ".gitignore").exists()  # it would be one more dependency of the stages
+    shutil.rmtree(paths.client_folder("radiology"))
+    subprocess.run([sys.executable, "-m", "dvc", "checkout", "--quiet", "data/clients/radiology.dvc"], check=True)
+    assert paths.client_preferences("radiology").read_text() == "{}\n"
 
 
 def test_the_page_shows_what_was_held_and_why_and_escapes_it() -> None:
@@ -105,4 +136,4 @@ def test_kills_are_spread_over_the_night() -> None:
 
 def test_a_night_is_named_by_its_journal_alone(project: Path) -> None:
     night.begin(load_params(), "2026-01-02")
-    assert json.loads(night.CURRENT.read_text()) == {"night": "2026-01-02", "work": False}
+    assert json.loads(night.CURRENT.read_text()) == {"night": "2026-01-02", "work": False, "failed": False}

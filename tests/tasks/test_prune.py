@@ -215,7 +215,7 @@ def test_a_night_that_was_cut_off_must_end_first(runs: dict[str, str]) -> None:
     cut_off.parent.mkdir(exist_ok=True)
     cut_off.write_text("{}")
     try:
-        with pytest.raises(UserError, match="let it end"):
+        with pytest.raises(UserError, match="did not end well"):
             prune.prune(yes=True)
     finally:
         cut_off.unlink()

@@ -136,7 +136,7 @@ def test_first_candidate_is_compared_with_the_base_and_later_ones_with_the_champ
     verdict = registry.judge_candidate(first, params)
     assert verdict.passed
     assert verdict.checks[0].value == pytest.approx(0.5)  # 0.8 of the candidate less 0.3 of the base
-    registry.promote(first, verdict)
+    registry.promote(first, verdict, load_params())
     assert registry.champion() == first
     assert alias("mor-reward-documents", "champion") == first.rewards["documents"]
     evaluate(0.5)
@@ -146,7 +146,7 @@ def test_first_candidate_is_compared_with_the_base_and_later_ones_with_the_champ
     verdict = registry.judge_candidate(second, params)
     assert not verdict.passed
     assert verdict.checks[0].value == pytest.approx(-0.3)
-    registry.promote(second, verdict)
+    registry.promote(second, verdict, load_params())
     assert registry.champion() == first
     assert registry.candidate() == second
     assert "changed by -0.300" in MlflowClient().get_model_version("mor-policy", str(second.policy)).tags["mor.reasons"]
@@ -159,7 +159,7 @@ def test_registering_the_same_again_makes_no_version() -> None:
 
 def test_a_champion_answers_afresh_where_questions_or_their_pictures_have_changed() -> None:
     one, _ = register("1", 1)
-    registry.promote(one, PASSED)
+    registry.promote(one, PASSED, load_params())
     two, params = register("2", 2)
     assert registry.judge_candidate(two, params).checks[0].value == 0.0  # both 0.8, the champion's as it was recorded
     evaluate(0.8, colour="black")
@@ -186,7 +186,7 @@ def test_a_promotion_that_was_killed_half_way_is_settled_and_can_be_rolled_back(
         raise Killed
 
     first, _ = register("1", 1)
-    registry.promote(first, PASSED)
+    registry.promote(first, PASSED, load_params())
     evaluate(0.9)
     second, params = register("4", 4, scale=2.0)
     verdict = registry.judge_candidate(second, params)
@@ -195,13 +195,13 @@ def test_a_promotion_that_was_killed_half_way_is_settled_and_can_be_rolled_back(
     with monkeypatch.context() as patch:
         patch.setattr(registry, "settle", die)
         with pytest.raises(Killed):
-            registry.promote(second, verdict)
+            registry.promote(second, verdict, load_params())
     assert registry.champion() == second
     assert alias("mor-reward-documents", "champion") == first.rewards["documents"] != second.rewards["documents"]
     registry.settle()
     assert alias("mor-reward-documents", "champion") == second.rewards["documents"]
     assert registry.judge_candidate(second, params) == verdict  # the night that goes on says what it would have said
-    registry.promote(second, verdict)
+    registry.promote(second, verdict, load_params())
     assert registry.rollback() == (second, first)
     assert registry.champion() == first
     assert alias("mor-reward-documents", "champion") == first.rewards["documents"]
@@ -209,9 +209,20 @@ def test_a_promotion_that_was_killed_half_way_is_settled_and_can_be_rolled_back(
         registry.rollback()
 
 
+def test_a_refused_candidate_is_judged_again_when_the_gate_has_changed() -> None:
+    candidate, params = register("5", 5)
+    assert not registry.is_judged(params)
+    registry.promote(candidate, REFUSED, params)
+    assert registry.is_judged(params)
+    wider = params.model_copy(update={"gate": params.gate.model_copy(update={"margin": 0.9})})
+    assert not registry.is_judged(wider)
+    registry.promote(candidate, PASSED, params)
+    assert registry.is_judged(wider)  # it serves
+
+
 def test_a_client_that_left_has_no_champion() -> None:
     one, _ = register("1", 1)
-    registry.promote(one, PASSED)
+    registry.promote(one, PASSED, load_params())
     client = MlflowClient()
     client.create_registered_model("mor-reward-gone")
     source = str(client.get_model_version("mor-reward-documents", str(one.rewards["documents"])).source)

@@ -54,6 +54,13 @@ def test_with_a_server_the_decorators_are_prefects_and_keep_no_results(project: 
     assert result.stdout.strip() == "Flow Task 2 False False", result.stderr
 
 
+def test_a_server_that_cannot_be_reached_is_said_and_worth_trying_again(project: Path) -> None:
+    result = run_python(f"{STAGE}main(stage, 21)", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert result.returncode == 75
+    assert "no Prefect server answers there" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_decorators_hand_back_the_function_itself() -> None:
     def function() -> int:
         return 1
