@@ -90,6 +90,11 @@ class Place:
             run.write_text(tracking.open_parent(f"benchmark {name}", name))
         os.environ[tracking.PARENT_VARIABLE] = run.read_text()
 
+    @staticmethod
+    def leave() -> None:
+        """End the workspace's MLflow run."""
+        tracking.close_parent(os.environ[tracking.PARENT_VARIABLE], "FINISHED")
+
 
 def changed(params: Params, changes: Mapping[str, Any]) -> Params:
     """``params`` with other values for dotted names, validated again."""
@@ -192,6 +197,7 @@ def make_weak_backbone(home: Path, place: Place, like: str) -> None:
     model.save_pretrained(str(partial))
     processor.save_pretrained(str(partial))
     move_in(partial, Path(WEAK))
+    place.leave()
 
 
 def make_data(home: Path, place: Place, thin: Mapping[str, float], attackers: Mapping[str, float], own: list[str]) -> None:
@@ -228,6 +234,7 @@ def make_data(home: Path, place: Place, thin: Mapping[str, float], attackers: Ma
             lies = [next((a for a in key.accepted if a != key.answer), key.answer) for key in keys]
             flipped = [k.model_copy(update={"answer": a, "accepted": []}) for k, a in zip(keys, lies, strict=True)]
             write_rows(paths.client_answers(client), flipped)
+    place.leave()
     Path("done").touch()
 
 
@@ -237,6 +244,7 @@ def make_reward(home: Path, place: Place, client: str) -> None:
 
     place.enter(home)
     _once(f"reward@{client}", lambda: train_reward(client))
+    place.leave()
 
 
 def inflate(client: str, factor: float) -> None:
@@ -305,7 +313,7 @@ def run_method(home: Path, place: Place, cell: Cell, method: Method, setting: Se
     rows += [row("seconds", part, value) for part, value in (seconds | {"total": sum(seconds.values())}).items()]
     with tracking.stage_run("compare", {"method": cell.method, "setting": cell.setting, "learning_rate": rate}) as run:
         run.headline({f"{r.measure.replace(':', '.')}.{r.suite.replace('@', '.')}": r.value for r in rows})
-    tracking.close_parent(run.parent_id, "FINISHED")
+    place.leave()
     return rows
 
 
