@@ -131,12 +131,15 @@ def end_leftovers() -> None:
 
 
 def outdated_stages() -> list[str] | None:
-    """Stages whose own inputs, code, settings or results changed, by ``dvc status``; None where it can't tell (locked)."""
+    """Stages whose own inputs, code, settings or results changed, by ``dvc status``; None where it can't tell (locked).
+
+    Data that a night adds itself (``*.dvc``) is no stage.
+    """
     result = subprocess.run([*DVC, "status", "--json"], check=False, capture_output=True, text=True, env=_environment())
     if result.returncode:
         return None
     changed: dict[str, object] = json.loads(result.stdout.strip().splitlines()[-1])
-    return list(changed)
+    return [name for name in changed if not name.endswith(".dvc")]
 
 
 def reproduce(arguments: Sequence[str] = ()) -> None:

@@ -15,6 +15,7 @@ from mor.config import Params, UserError, load_params
 from mor.evaluation.night import Night, render_night
 from tasks import night, paths
 from tasks.demo import moments
+from tasks.execution import outdated_stages
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,9 +98,32 @@ def test_data_that_no_stage_makes_is_versioned_and_committed_with_the_night(proj
     night.keep(night.Course("2026-01-02", ending="Promoted"))
     assert "data/clients/radiology.dvc" in git("ls-files").splitlines()
     assert not (paths.CLIENTS / ".gitignore").exists()  # it would be one more dependency of the stages
-    shutil.rmtree(paths.client_folder("radiology"))
-    subprocess.run([sys.executable, "-m", "dvc", "checkout", "--quiet", "data/clients/radiology.dvc"], check=True)
-    assert paths.client_preferences("radiology").read_text() == "{}\n"
+
+
+def test_another_clone_pulls_the_archive_and_the_clients_that_no_stage_makes(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dvc(*arguments: str) -> None:
+        subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True)
+
+    settings = yaml.safe_load((project / "params.yaml").read_text())
+    settings["clients"] = {"radiology": {"backbone": "models/zoo/llava"}}
+    (project / "params.yaml").write_text(yaml.safe_dump(settings))
+    kept = [paths.client_preferences("radiology"), paths.ARCHIVE / "radiology" / "one" / "delivery.jsonl"]
+    for file in kept:
+        file.parent.mkdir(parents=True)
+        file.write_text("{}\n")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    dvc("remote", "add", "--quiet", "-d", "storage", str(elsewhere / "storage"))
+    git("add", ".dvc/config")
+    night.version_clients(load_params())
+    night.keep(night.Course("2026-01-02", ending="Promoted"))
+    assert not {"data/archive.dvc", "data/clients/radiology.dvc"} & set(outdated_stages() or [])
+    night.push(load_params(), "2026-01-02")
+    git("clone", "--quiet", str(project), str(elsewhere / "clone"))
+    monkeypatch.chdir(elsewhere / "clone")
+    dvc("pull", "--quiet", "--allow-missing")
+    assert all(file.exists() for file in kept)
 
 
 def test_the_page_shows_what_was_held_and_why_and_escapes_it() -> None:
