@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from graphlib import TopologicalSorter
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -32,6 +33,7 @@ from mor.data.schema import Answer, Preference, read_rows, write_rows
 from mor.evaluation.comparison import DEFAULT, SEARCH, Results, Row, pack_hits, read_results, write_results
 from mor.evaluation.comparison_report import Change, write_comparison
 from mor.evaluation.comparison_tables import console_tables
+from mor.rewards.model import fingerprint
 from mor.routing.router import LEARNED
 from mor.seeds import integer, stream
 from tasks import paths, tracking
@@ -134,6 +136,12 @@ def own_settings(shared: Params, method: Method, factor: float) -> Params:
     return changed(shared, changes | {name: rate * factor})
 
 
+@cache
+def weights(model: str) -> str:
+    """What tells a model folder's weights from others under the same name; empty for a hub id, which names its own."""
+    return fingerprint(Path(model))
+
+
 def data_place(shared: Params, setting: Setting, own: list[str]) -> Place:
     """Where a federation's data lies; clients that only attack share it with the others."""
     parts = {"benchmark": shared.benchmark.model_dump(), "thin": setting.thin, "clients": own}
@@ -148,7 +156,7 @@ def reward_place(shared: Params, data: Place, client: str) -> Place:
     if client == POOLED:
         changes["rewards.steps"] = shared.rewards.steps * len(shared.clients)
     params = changed(shared, changes)
-    key = key_of(data.key, backbone, params.rewards.model_dump())
+    key = key_of(data.key, backbone, weights(backbone), params.rewards.model_dump())
     links = {paths.ZOO: paths.ZOO, Path(WEAK): WORK / "weak" / WEAK, paths.DATA: data.folder / paths.DATA}
     return Place(WORK / "rewards" / f"{client}-{shared.seed}-{key}", params, key, links)
 
@@ -157,7 +165,8 @@ def relevant(params: Params, method: Method) -> dict[str, Any]:
     """The settings that a method's result depends on, data and reward models apart."""
     values = params.model_dump()
     router, grpo = values["router"], values["grpo"]
-    found = {"base": params.base, "tokens": grpo["max_completion_tokens"]}
+    start = smallest(params) if method.smallest else params.base
+    found = {"start": start, "weights": weights(start), "tokens": grpo["max_completion_tokens"]}
     if method.objective == "grpo":
         learned = params.router.kind in LEARNED
         found["router"] = router if learned else {name: router[name] for name in ("kind", "top_k", "least_weight")}

@@ -10,7 +10,7 @@ import pytest
 from mor.baselines.catalogue import HEADLINE, methods, settings
 from mor.config import ConfigError, Params, load_params
 from mor.evaluation.comparison import SEARCH, Row
-from tasks.compare import Cell, Unit, changed, execute, factors, plan, up_to_date
+from tasks.compare import Cell, Unit, changed, execute, factors, plan, up_to_date, weights
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 CLIENTS = list(PARAMS.clients)
@@ -76,6 +76,20 @@ def test_results_of_other_settings_or_clients_are_left_out() -> None:
 def test_a_method_is_measured_again_only_for_what_it_depends_on(method: str, setting: str, again: bool) -> None:
     unit = plan(PARAMS, [Cell("default", 0, method)], [])[-1]
     assert bool(names([Cell("default", 0, method)], [row(unit)], changed(PARAMS, {setting: 3}))) == again
+
+
+@pytest.mark.parametrize(("method", "again"), [("mor", True), ("fedavg_sft_a", True), ("fedavg_sft_b", False)])
+def test_other_weights_of_the_base_are_measured_again(method: str, again: bool) -> None:
+    """Setting (b) starts from a client's own model instead."""
+    cell = Cell("default", 0, method)
+    done = row(plan(PARAMS, [cell], [])[-1])
+    weights.cache_clear()
+    Path(PARAMS.base).mkdir(parents=True)
+    (Path(PARAMS.base) / "model.safetensors").write_bytes(b"other")
+    try:
+        assert bool(names([cell], [done])) == again
+    finally:
+        weights.cache_clear()
 
 
 def test_every_method_and_setting_has_valid_settings() -> None:
