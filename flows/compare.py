@@ -36,9 +36,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m flows.compare", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the first seed alone")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of those in params.yaml")
-    parser.add_argument("--methods", nargs="+", default=list(HEADLINE), choices=list(methods(params.clients)), metavar="METHOD")
-    known = list(settings(params.clients, params.base))
-    parser.add_argument("--settings", nargs="+", default=[DEFAULT], choices=known, metavar="SETTING", help=", ".join(known))
+    for name, known, default in (
+        ("method", methods(params.clients), HEADLINE),
+        ("setting", settings(params.clients, params.base), [DEFAULT]),
+    ):
+        parser.add_argument(
+            f"--{name}s", nargs="+", default=list(default), choices=list(known), metavar=name.upper(), help=", ".join(known)
+        )
     parser.add_argument("--search", action="store_true", help="search the methods' learning rates on the search seed instead")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time; the cores are shared out among them")
     main(benchmark, parser.parse_args())

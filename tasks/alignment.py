@@ -1,4 +1,8 @@
-"""Align the base in rounds: GRPO on the routed mixture, then the router's refit on fresh answers."""
+"""Align the base in rounds: GRPO on the routed mixture, then the router's refit on fresh answers.
+
+Where a client answers with another reward model than in the round before, or for the first time, the router is fitted anew
+instead: a trust region would hold on to what was true of the old one.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -22,14 +27,16 @@ from mor.federation.client import RemoteClient
 from mor.federation.ledger import Ledger
 from mor.routing.router import LEARNED, Router
 from mor.seeds import integer, stream
+from mor.vlm.load import Vlm
 from mor.vlm.progress import last_checkpoint
 from tasks import paths
 from tasks.checkpoints import move_in, resumable
 from tasks.clients import connect_clients
-from tasks.routing import public_prompts
+from tasks.routing import fit_and_control, public_prompts, unfitted
 from tasks.runtime import task
 from tasks.tracking import StageRun, stage_run
 
+FINGERPRINTS = "fingerprints.json"
 CURVES = {  # TRL's own "reward" is left out: it averages to 0 wherever groups are standardised
     "mixed_score": "reward",
     "reward_std": "reward_std",
@@ -117,20 +124,53 @@ def one_round(
     fresh = folder / "fresh"
     shutil.rmtree(fresh, ignore_errors=True)
     model.save_pretrained(str(fresh / "adapter"))
-    refit = Refit(0, float("nan"))
-    if params.router.refit_pairs and router.kind in LEARNED:
-        policy = load_policy(params.base, fresh / "adapter", params.evaluation.batch_size)
-        router, refit = refit_router(
-            router, policy, clients, list(prompts.values()), features,
-            budget=params.router.refit_pairs, trust=params.router.trust, temperature=settings.temperature,
-            max_tokens=settings.max_completion_tokens, rng=stream(params.seed, "refit", number),
-        )  # fmt: skip
+    now, changed = fingerprints(clients, last.parent)
+    router, refit = next_router(number, params, prompts, router, features, clients, changed, fresh / "adapter")
     router.save(fresh)
     ledger.save(fresh / "ledger.json")
+    (fresh / FINGERPRINTS).write_text(json.dumps(now))
     (fresh / "log.json").write_text(
         json.dumps({"curve": _curve(log, number, settings.steps), "absent": reward.absent, "refit": vars(refit)})
     )
     move_in(fresh, folder / "rounds" / str(number))
+
+
+def next_router(
+    number: int,
+    params: Params,
+    prompts: dict[str, PublicPrompt],
+    router: Router,
+    features: torch.Tensor,
+    clients: list[RemoteClient],
+    changed: list[str],
+    adapter: Path,
+) -> tuple[Router, Refit]:
+    """The router after round ``number``: refitted on fresh answers of the policy, or fitted anew for who has ``changed``."""
+    if not params.router.refit_pairs or router.kind not in LEARNED:
+        return router, Refit(0, float("nan"))
+    if changed:
+        who = ", ".join(changed)
+        Console(stderr=True).print(f"[yellow]another reward model answers for {who}:[/] the router is fitted anew")
+        if router.kind != "online":
+            base = Vlm.load(params.base, params.evaluation.batch_size)
+            return fit_and_control(params, clients, base, features)[0], Refit(0, float("nan"))
+        router = unfitted(params, features)  # it knows nothing but fresh answers
+    return refit_router(
+        router, load_policy(params.base, adapter, params.evaluation.batch_size), clients, list(prompts.values()), features,
+        budget=params.router.refit_pairs, trust=params.router.trust, temperature=params.grpo.temperature,
+        max_tokens=params.grpo.max_completion_tokens, rng=stream(params.seed, "refit", number),
+    )  # fmt: skip
+
+
+def fingerprints(clients: list[RemoteClient], last: Path) -> tuple[dict[str, str], list[str]]:
+    """Each client's reward model by now, and whose is another one than after the round in ``last``, or new since then.
+
+    Nobody's is in the first round: the router was fitted with what is there.
+    """
+    path = last / FINGERPRINTS
+    before: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    now = before | {client.name: client.fingerprint for client in clients if client.fingerprint}
+    return now, [name for name in now if before and now[name] != before.get(name)]
 
 
 def _log_round(run: StageRun, number: int, done: Path) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from mor.baselines.catalogue import POOLED, WEAK, Method, Setting, methods, settings
+from mor.baselines.catalogue import POOLED, RATE_OF, WEAK, Method, Setting, methods, settings
 from mor.config import Params, UserError, load_params, parse_params
 from mor.data.schema import Answer, Preference, read_rows, write_rows
 from mor.evaluation.comparison import DEFAULT, SEARCH, Results, Row, pack_hits, read_results, write_results
@@ -369,14 +369,18 @@ class Unit:
 
 
 def factors(params: Params, rows: Iterable[Row]) -> dict[str, float]:
-    """Each method's best factor in the learning-rate search, by the mean preference over the clients; 1 where not searched."""
+    """Each method's best factor in the learning-rate search, by the mean preference over the clients.
+
+    A method that was not searched has that of the one named in ``RATE_OF``, or none, which stands for 1.
+    """
     found: dict[str, dict[float, list[float]]] = {}
     for row in rows:
         if row.setting == SEARCH and row.measure == "preference" and row.suite in params.clients:
             found.setdefault(row.method, {}).setdefault(row.learning_rate, []).append(row.value)
     rates = {True: params.compare.averaging.learning_rate, False: params.grpo.learning_rate}
     best = {name: max(tried, key=lambda rate, tried=tried: sum(tried[rate])) for name, tried in found.items()}  # type: ignore[misc]
-    return {name: rate / rates[name.startswith("fed")] for name, rate in best.items()}
+    searched = {name: rate / rates[name.startswith("fed")] for name, rate in best.items()}
+    return {name: searched[like] for name, like in RATE_OF.items() if like in searched} | searched
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,9 @@ def methods(clients: Iterable[str]) -> dict[str, Method]:
         "mor": Method(),
         "mor_top1": Method({"router.top_k": 1}),
         "mor_preferences": Method({"router.kind": "preferences"}),
+        "mor_preferences_top1": Method({"router.kind": "preferences", "router.top_k": 1}),
         "mor_online": Method({"router.kind": "online"}),
+        "mor_online_top1": Method({"router.kind": "online", "router.top_k": 1}),
         "mor_frozen": Method({"router.refit_pairs": 0}),
         "mor_updated": Method({"router.refit_pairs": 0}, again=True),
         "uniform": Method(uniform),
@@ -58,10 +60,15 @@ def methods(clients: Iterable[str]) -> dict[str, Method]:
     }
 
 
-HEADLINE = (
-    "base", "mor", "mor_top1", "uniform", "single_documents", "single_medical", "single_scenes", "oracle", "centralised",
-    "fedavg_sft_a", "fedavg_sft_b", "fedavg_dpo_a", "fedavg_dpo_b",
+HEADLINE = (  # the longest first: at the end no core waits for another
+    "base", "fedavg_dpo_b", "fedavg_dpo_a", "centralised", "fedavg_sft_b", "fedavg_sft_a", "mor", "mor_top1", "oracle",
+    "uniform", "single_documents", "single_medical", "single_scenes",
 )  # fmt: skip
+
+RATE_OF = {  # methods that differ from another in the router alone: they take its searched learning rate
+    **dict.fromkeys(("mor_preferences", "mor_online", "mor_frozen", "mor_updated"), "mor"),
+    **dict.fromkeys(("mor_preferences_top1", "mor_online_top1"), "mor_top1"),
+}
 
 
 @dataclass(frozen=True)

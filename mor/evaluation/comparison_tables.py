@@ -117,7 +117,7 @@ def claims(results: Results, weak: Collection[str] = ()) -> list[Claim]:
     found += [ratio("centralised", 0.95), ratio("oracle", 0.95)]
     found += [minus(m, 0.0, WORST, apart=True) for m in b]
     found += [minus("base", 0.0, f"preference.{HELD_OUT}"), minus("uniform", 0.0, f"preference.{HELD_OUT}", apart=True)]
-    for method in a:
+    for method in (*a, *b):
         text = f"uplink bytes a client: {described(method).label} over {name}"
         found.append(_claim(text, results.pair(arms[method], best, "up_bytes.mean"), 100, _times))
         text = f"mean preference at those bytes: {name} minus {described(method).label}"
@@ -181,33 +181,52 @@ Column = tuple[str, Callable[[Arm], Cell]]
 
 
 def tables(results: Results, weak: Collection[str] = ()) -> dict[str, Table]:
-    """Every table that has rows, by name: claims, headline, setting.<name>, ablation, search, cost."""
+    """Every table that has rows, by name: claims, headline, settings, setting.<name>, ablation, search, cost."""
     found = {"claims": claims_table(results, claims(results, weak))}
     for setting in results.settings():
         if setting == SEARCH:
             found["search"] = search_table(results)
         else:
             found["headline" if setting == DEFAULT else f"setting.{setting}"] = setting_table(results, setting)
+    if set(results.settings()) - {DEFAULT, SEARCH}:
+        found["settings"] = settings_table(results)
     if compared := [a for a in results.arms(DEFAULT) if described(a.method).group in (MOR, MIXTURES) or a.method == "oracle"]:
         bytes_up: Column = ("up a client", lambda arm: _plain(results, arm, "up_bytes.mean", in_bytes))
-        columns = [*_summary_columns(results), bytes_up, _against(results, Arm(DEFAULT, "mor"), "MoR minus it")]
+        columns = [*_summary_columns(results), bytes_up, _mor_minus(results)]
         found["ablation"] = _tabulate("Ablation: mixtures and routers", _basis(results, DEFAULT), compared, columns)
     if any(row.measure in ("up_bytes", "seconds") for row in results.rows if row.setting == DEFAULT):
         found["cost"] = cost_table(results)
-    order = ["claims", "headline", *(name for name in found if name.startswith("setting.")), "ablation", "search", "cost"]
+    each = [name for name in found if name.startswith("setting.")]
+    order = ["claims", "headline", "settings", *each, "ablation", "search", "cost"]
     return {name: found[name] for name in order if name in found}
 
 
 def setting_table(results: Results, setting: str) -> Table:
     """Preference by client and summary, accuracy and KL of every method; ``mor`` less each, and each less its default."""
     columns = [(words(client), _share(results, f"preference.{client}")) for client in results.clients(setting)]
-    columns += [*_summary_columns(results), _against(results, Arm(setting, "mor"), "MoR minus it")]
+    columns += [*_summary_columns(results), _mor_minus(results)]
     if setting == DEFAULT:
         return _tabulate("Headline", _basis(results, setting), results.arms(setting), columns)
-    against_default = lambda arm: _signed(results.difference(arm, Arm(DEFAULT, arm.method), MEAN))  # noqa: E731
     note = f"{SETTINGS.get(setting, '')} {_basis(results, setting)}".strip()
-    columns.append(("minus its default", against_default))
+    columns.append(_minus_default(results))
     return _tabulate(f"Setting: {words(setting)}", note, results.arms(setting), columns)
+
+
+def settings_table(results: Results) -> Table:
+    """Every method in every setting but the default, in short: a group a setting."""
+    columns: list[Column] = [
+        ("seeds", lambda arm: Cell(f"{len(results.seeds(arm, MEAN))}")),
+        *_summary_columns(results),
+        _mor_minus(results),
+        _minus_default(results),
+    ]
+    groups = [
+        (f"{words(setting)}: {SETTINGS.get(setting, '')}", [_row(arm, columns) for arm in results.arms(setting)])
+        for setting in results.settings()
+        if setting not in (DEFAULT, SEARCH)
+    ]
+    note = "Share of preferred answers over so many seeds; 95 % paired two-level bootstrap intervals."
+    return Table("Other settings", note, ["method", *(name for name, _ in columns)], groups)
 
 
 def search_table(results: Results) -> Table:
@@ -269,8 +288,12 @@ def _tabulate(title: str, note: str, arms: Sequence[Arm], columns: Sequence[Colu
         title,
         note,
         ["method", *(name for name, _ in columns)],
-        [(name, [[Cell(described(a.method).label), *(cell(a) for _, cell in columns)] for a in same]) for name, same in groups],
+        [(name, [_row(arm, columns) for arm in same]) for name, same in groups],
     )
+
+
+def _row(arm: Arm, columns: Sequence[Column]) -> list[Cell]:
+    return [Cell(described(arm.method).label), *(cell(arm) for _, cell in columns)]
 
 
 def _summary_columns(results: Results) -> list[Column]:
@@ -287,9 +310,19 @@ def _share(results: Results, quantity: str) -> Callable[[Arm], Cell]:
     return lambda arm: _cell(results.interval(arm, quantity), _three)
 
 
-def _against(results: Results, first: Arm, title: str) -> Column:
-    """``first`` less each arm in mean preference; nothing for itself."""
-    return title, lambda arm: Cell("") if arm == first else _signed(results.difference(first, arm, MEAN))
+def _mor_minus(results: Results) -> Column:
+    """``mor`` less each arm of its setting in mean preference; nothing for itself."""
+
+    def cell(arm: Arm) -> Cell:
+        mor = Arm(arm.setting, "mor")
+        return Cell("") if arm == mor else _signed(results.difference(mor, arm, MEAN))
+
+    return "MoR minus it", cell
+
+
+def _minus_default(results: Results) -> Column:
+    """Each arm less its own in the default setting."""
+    return "minus its default", lambda arm: _signed(results.difference(arm, Arm(DEFAULT, arm.method), MEAN))
 
 
 def _signed(difference: Estimate | None) -> Cell:

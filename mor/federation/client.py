@@ -115,11 +115,15 @@ class ClientService:
 
 @dataclass
 class RemoteClient:
-    """The server's view of a client: a name, a way to reach it, and the ledger that counts every byte."""
+    """The server's view of a client: a name, a way to reach it, and the ledger that counts every byte.
+
+    ``fingerprint`` is that of the reward model that last gave scores, None before.
+    """
 
     name: str
     transport: Transport
     ledger: Ledger
+    fingerprint: str | None = None
 
     def _ask(self, request: m.Request) -> m.Reply:
         sent = m.encode(request)
@@ -157,6 +161,7 @@ class RemoteClient:
         except ValueError as error:
             raise ClientError(f"client {self.name}: ScoreReply holds no float16: {error}") from None
         self._expect(reply, len(rows), scores)
+        self.fingerprint = reply.fingerprint
         return [scores[place] for place in places]
 
     def compare(self, ids: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[bool | None]:

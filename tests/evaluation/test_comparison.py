@@ -279,6 +279,16 @@ def test_the_search_is_shown_in_full_with_the_best_rate_marked() -> None:
     ]
 
 
+def test_the_other_settings_stand_in_one_short_table() -> None:
+    found = tables(Results(everything(), resamples=20))["settings"]
+    assert [name.partition(":")[0] for name, _ in found.groups] == ["weak", "hostile", "inflated"]
+    for _, (mor, uniform) in found.groups:
+        row = dict(zip(found.header, [cell.text for cell in uniform], strict=True))
+        assert mor[found.header.index("MoR minus it")].text == ""
+        assert (row["method"], row["seeds"], row["mean"], row["MoR minus it"]) == ("uniform mean", "1", "0.150", "+0.750")
+    assert "settings" not in tables(Results(shares("mor", (0.5, 0.5)), resamples=20))
+
+
 def test_every_method_and_setting_reaches_markdown_and_terminal() -> None:
     results = Results(everything(), resamples=20)
     text = markdown_tables(results)

@@ -40,6 +40,13 @@ def test_an_image_is_sent_once_however_many_completions_it_has() -> None:
     assert ledger.total("x", "down") < 2 * len(m.image_bytes(IMAGE))
 
 
+def test_scores_name_the_reward_model_that_gave_them() -> None:
+    client = RemoteClient("x", ClientService(TableReward({"a": 1.0}), 0).handle, Ledger())
+    assert client.fingerprint is None
+    client.score(["What?"], [IMAGE], ["a"])
+    assert client.fingerprint == "table"
+
+
 def test_a_completion_that_was_sampled_often_is_asked_for_once() -> None:
     ledger = Ledger()
     client = RemoteClient("x", ClientService(TableReward({"a": 1.0, "b": None}), 0).handle, ledger)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mor.baselines.catalogue import HEADLINE, methods, settings
+from mor.baselines.catalogue import HEADLINE, RATE_OF, methods, settings
 from mor.config import ConfigError, Params, load_params
 from mor.evaluation.comparison import SEARCH, Row
 from tasks.compare import Cell, Unit, changed, execute, factors, plan, up_to_date, weights
@@ -110,6 +110,14 @@ def test_the_search_picks_the_rate_with_the_best_mean_over_the_clients() -> None
         rate = PARAMS.grpo.learning_rate * cell.factor
         rows += [Row(SEARCH, "uniform", rate, 100, "preference", c, v) for c, v in zip(CLIENTS, values, strict=True)]
     assert factors(PARAMS, rows) == {"uniform": 0.5}
+
+
+def test_another_router_takes_the_rate_that_was_searched_for_mor() -> None:
+    rows = [Row(SEARCH, "mor", 2 * PARAMS.grpo.learning_rate, 100, "preference", client, 0.5) for client in CLIENTS]
+    found = factors(PARAMS, rows)
+    assert found["mor_preferences"] == found["mor"] == 2.0
+    assert "mor_online_top1" not in found
+    assert set(RATE_OF) | set(RATE_OF.values()) <= set(methods(CLIENTS))
 
 
 def work(name: str) -> str:

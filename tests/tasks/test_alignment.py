@@ -1,0 +1,81 @@
+"""Between two rounds: the router is refitted on fresh answers, and fitted anew for who answers with another reward model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+
+from mor.alignment.rounds import Refit
+from mor.config import load_params
+from mor.federation.client import RemoteClient
+from mor.federation.ledger import Ledger
+from mor.routing.router import Router
+from tasks import alignment
+from tasks.alignment import FINGERPRINTS, fingerprints, next_router
+from tasks.compare import changed as with_changes
+
+PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
+NAMES = list(PARAMS.clients)
+
+
+def client(name: str, fingerprint: str | None) -> RemoteClient:
+    return RemoteClient(name, lambda data: data, Ledger(), fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("before", "seen", "now", "changed"),
+    [
+        (None, {"x": "a", "y": "b"}, {"x": "a", "y": "b"}, []),  # the first round
+        ({"x": "a", "y": "b"}, {"x": "a", "y": "b"}, {"x": "a", "y": "b"}, []),
+        ({"x": "a", "y": "b"}, {"x": "a", "y": "c"}, {"x": "a", "y": "c"}, ["y"]),
+        ({"x": "a"}, {"x": "a", "y": "b"}, {"x": "a", "y": "b"}, ["y"]),  # a newcomer
+        ({"x": "a", "y": "b"}, {"x": "a", "y": None}, {"x": "a", "y": "b"}, []),  # away, or not asked since a restart
+    ],
+)
+def test_another_reward_model_is_noticed(
+    before: dict[str, str] | None, seen: dict[str, str | None], now: dict[str, str], changed: list[str], tmp_path: Path
+) -> None:
+    if before is not None:
+        (tmp_path / FINGERPRINTS).write_text(json.dumps(before))
+    assert fingerprints([client(*one) for one in seen.items()], tmp_path) == (now, changed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pairs", "changed", "called"),
+    [
+        ("federated", 48, [], ["refit old"]),
+        ("federated", 48, ["scenes"], ["fit anew"]),
+        ("online", 48, ["scenes"], ["refit unfitted"]),
+        ("federated", 0, ["scenes"], []),
+        ("uniform", 48, ["scenes"], []),
+    ],
+)
+def test_what_becomes_of_the_router(
+    kind: str,
+    pairs: int,
+    changed: list[str],
+    called: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls: list[str] = []
+    old, unfitted, fitted = (Router(kind, NAMES) for _ in range(3))
+
+    def refit(router: Router, *_: object, **__: object) -> tuple[Router, Refit]:
+        calls.append("refit old" if router is old else "refit unfitted")
+        return fitted, Refit(3, 0.5)
+
+    monkeypatch.setattr(alignment, "fit_and_control", lambda *_: (calls.append("fit anew"), (fitted, {}))[1])
+    monkeypatch.setattr(alignment, "refit_router", refit)
+    monkeypatch.setattr(alignment, "unfitted", lambda *_: unfitted)
+    monkeypatch.setattr(alignment, "load_policy", MagicMock())
+    monkeypatch.setattr(alignment, "Vlm", MagicMock())
+    params = with_changes(PARAMS, {"router.kind": kind, "router.refit_pairs": pairs})
+    router, _ = next_router(1, params, {}, old, torch.zeros(0, 2), [], changed, Path("adapter"))
+    assert calls == called
+    assert router is (fitted if called else old)
+    assert ("scenes" in capsys.readouterr().err) == bool(called and changed)
