@@ -143,9 +143,13 @@ def next_router(
     features: torch.Tensor,
     clients: list[RemoteClient],
     changed: list[str],
-    adapter: Path,
+    adapter: Path | None,
 ) -> tuple[Router, Refit]:
-    """The router after round ``number``: refitted on fresh answers of the policy, or fitted anew for who has ``changed``."""
+    """The router after round ``number``: refitted on fresh answers of the policy, or fitted anew for who has ``changed``.
+
+    Before the first round, as round 0 without an ``adapter``, the policy is the base. A router that knows nothing yet has
+    nothing to be held to, so no trust region holds it.
+    """
     if not params.router.refit_pairs or router.kind not in LEARNED:
         return router, Refit(0, float("nan"))
     if changed:
@@ -154,10 +158,12 @@ def next_router(
         if router.kind != "online":
             base = Vlm.load(params.base, params.evaluation.batch_size)
             return fit_and_control(params, clients, base, features)[0], Refit(0, float("nan"))
-        router = unfitted(params, features)  # it knows nothing but fresh answers
+        router = unfitted(params, features)
+    size = params.evaluation.batch_size
     return refit_router(
-        router, load_policy(params.base, adapter, params.evaluation.batch_size), clients, list(prompts.values()), features,
-        budget=params.router.refit_pairs, trust=params.router.trust, temperature=params.grpo.temperature,
+        router, load_policy(params.base, adapter, size) if adapter else Vlm.load(params.base, size), clients,
+        list(prompts.values()), features, budget=params.router.refit_pairs,
+        trust=params.router.trust if number and not changed else 0.0, temperature=params.grpo.temperature,
         max_tokens=params.grpo.max_completion_tokens, rng=stream(params.seed, "refit", number),
     )  # fmt: skip
 
@@ -209,6 +215,9 @@ def align_policy() -> None:
         rows, images = public_prompts()
         curves: list[dict[str, Any]] = []
         prompts = weigh(rows, images, router, features)
+        if router.kind == "online":
+            router, _ = next_router(0, params, prompts, router, features, clients, [], None)
+            prompts = weigh(rows, images, router, features)
         weights = _weights_by_category(prompts, 0, names)
         for number in range(1, params.grpo.rounds + 1):
             done = folder / "rounds" / str(number)

@@ -149,7 +149,7 @@ def fit_router() -> None:
         router = unfitted(params, features)
         if kind in ("uniform", "random", "oracle"):
             router = Router(kind, names, owners=owners(params) if kind == "oracle" else {})
-        elif kind != "online":  # online starts uniform and learns from fresh answers alone
+        elif kind != "online":  # online learns in `align`, from fresh answers alone
             clients = connect_clients(params, ledger, base)
             if kind == "federated":
                 for client in clients:  # clients read prompts with the public base model, which they download once

@@ -131,7 +131,7 @@ METHODS: dict[str, Words] = {
     "mor_top1": Words("MoR top-1", MOR, "The same router, but only the client with the largest weight is asked."),
     "mor_preferences": Words("MoR anchors", MOR, "The router is fitted on a few pairs that the clients agreed to share."),
     "mor_preferences_top1": Words("MoR anchors top-1", MOR, "The same, but only the client with the largest weight is asked."),
-    "mor_online": Words("MoR online", MOR, "The router starts uniform and learns only from A-or-B answers after each round."),
+    "mor_online": Words("MoR online", MOR, "The router learns from A-or-B answers alone, at first about the base's answers."),
     "mor_online_top1": Words("MoR online top-1", MOR, "The same, but only the client with the largest weight is asked."),
     "mor_frozen": Words("MoR, no refit", MOR, "The router stays as it was first fitted."),
     "mor_updated": Words("MoR, fitted anew", MOR, "Clients fit the router anew before every round; no A-or-B questions."),

@@ -45,17 +45,20 @@ def test_another_reward_model_is_noticed(
 
 
 @pytest.mark.parametrize(
-    ("kind", "pairs", "changed", "called"),
+    ("kind", "number", "pairs", "changed", "called"),
     [
-        ("federated", 48, [], ["refit old"]),
-        ("federated", 48, ["scenes"], ["fit anew"]),
-        ("online", 48, ["scenes"], ["refit unfitted"]),
-        ("federated", 0, ["scenes"], []),
-        ("uniform", 48, ["scenes"], []),
+        ("federated", 1, 48, [], ["refit old, trust 1.0"]),
+        ("federated", 1, 48, ["scenes"], ["fit anew"]),
+        ("online", 0, 48, [], ["refit old, trust 0.0"]),
+        ("online", 1, 48, [], ["refit old, trust 1.0"]),
+        ("online", 1, 48, ["scenes"], ["refit unfitted, trust 0.0"]),
+        ("federated", 1, 0, ["scenes"], []),
+        ("uniform", 1, 48, ["scenes"], []),
     ],
 )
 def test_what_becomes_of_the_router(
     kind: str,
+    number: int,
     pairs: int,
     changed: list[str],
     called: list[str],
@@ -65,8 +68,8 @@ def test_what_becomes_of_the_router(
     calls: list[str] = []
     old, unfitted, fitted = (Router(kind, NAMES) for _ in range(3))
 
-    def refit(router: Router, *_: object, **__: object) -> tuple[Router, Refit]:
-        calls.append("refit old" if router is old else "refit unfitted")
+    def refit(router: Router, *_: object, trust: float, **__: object) -> tuple[Router, Refit]:
+        calls.append(f"refit {'old' if router is old else 'unfitted'}, trust {trust}")
         return fitted, Refit(3, 0.5)
 
     monkeypatch.setattr(alignment, "fit_and_control", lambda *_: (calls.append("fit anew"), (fitted, {}))[1])
@@ -75,7 +78,7 @@ def test_what_becomes_of_the_router(
     monkeypatch.setattr(alignment, "load_policy", MagicMock())
     monkeypatch.setattr(alignment, "Vlm", MagicMock())
     params = with_changes(PARAMS, {"router.kind": kind, "router.refit_pairs": pairs})
-    router, _ = next_router(1, params, {}, old, torch.zeros(0, 2), [], changed, Path("adapter"))
+    router, _ = next_router(number, params, {}, old, torch.zeros(0, 2), [], changed, Path("adapter"))
     assert calls == called
     assert router is (fitted if called else old)
     assert ("scenes" in capsys.readouterr().err) == bool(called and changed)
