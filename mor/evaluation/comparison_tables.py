@@ -117,7 +117,7 @@ def claims(results: Results, weak: Collection[str] = ()) -> list[Claim]:
     found += [ratio("centralised", 0.95), ratio("oracle", 0.95)]
     found += [minus(m, 0.0, WORST, apart=True) for m in b]
     found += [minus("base", 0.0, f"preference.{HELD_OUT}"), minus("uniform", 0.0, f"preference.{HELD_OUT}", apart=True)]
-    for method in (*a, *b):
+    for method in a:
         text = f"uplink bytes a client: {described(method).label} over {name}"
         found.append(_claim(text, results.pair(arms[method], best, "up_bytes.mean"), 100, _times))
         text = f"mean preference at those bytes: {name} minus {described(method).label}"
