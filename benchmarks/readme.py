@@ -24,8 +24,9 @@ INTRODUCTION = """# The benchmark's results in full
 Written by `python -m benchmarks.readme` from `benchmarks/results/benchmark.csv`, which `make benchmark` measures. What was
 missed and why: [0014](decisions/0014-what-the-benchmark-missed.md).
 
-Read the times as upper bounds, and compare them with care: they are means over seeds, and most of seeds 1 to 4 ran beside other
-work, MoR's most of all. The headline methods of seed 0 ran alone; their rows are in the CSV.
+The times of the headline's methods (`make benchmark`) are from one run of all five seeds, two results at a time on two cores
+with nothing beside them; it took 98 minutes. Other times are upper bounds, for most were taken beside other work. A result that
+was interrupted counts its last go alone.
 
 ![Preference against computing time](images/benchmark_seconds.png)
 ![Robustness by setting](images/benchmark_settings.png)

@@ -286,7 +286,7 @@ def run_method(home: Path, place: Place, cell: Cell, method: Method, setting: Se
 
     def row(measure: str, suite: str, value: float, n: int = 0, hits: str = "") -> Row:
         name = SEARCH if cell.search else cell.setting
-        return Row(name, cell.method, rate, cell.seed, measure, suite, value, n, hits, place.key)
+        return Row(name, cell.method, rate, cell.seed, measure, suite, float(value), n, hits, place.key)
 
     if method.objective == "none":
         policy = Vlm.load(params.base, params.evaluation.batch_size)

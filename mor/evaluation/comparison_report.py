@@ -267,7 +267,8 @@ def scatter(results: Results, arms: Sequence[Arm], quantities: Mapping[str, str]
 def place_labels(axis: Axes, marked: Sequence[Point], lines: Sequence[Point] = ()) -> None:
     """Label ``marked`` points near them and ``lines`` at the left end, so that no label covers another label or a point.
 
-    Greedy: the most crowded point first takes the nearest free place around it; a thin line leads to a place further off.
+    Greedy: the most crowded point first takes the nearest free place around it, one nearest to itself if there is any; a thin
+    line leads to a place further off, or nearer to another point.
     Positions are final, so the figure must keep its size and limits from here on.
     """
     pixel = axis.figure.dpi / 72  # pixels in a typographic point
@@ -282,6 +283,12 @@ def place_labels(axis: Axes, marked: Sequence[Point], lines: Sequence[Point] = (
     def crowd(point: Point) -> int:
         return sum(np.hypot(*((at[other] - at[point]) / (6, 1))) < 10 * pixel for other in marked)
 
+    def away(point: Point, box: Bbox) -> float:
+        return float(np.hypot(*(np.clip(at[point], box.min, box.max) - at[point])))
+
+    def astray(point: Point, box: Bbox) -> bool:
+        return any(away(other, box) < away(point, box) for other in marked if other != point)
+
     for point in (*lines, *sorted(marked, key=lambda point: (-crowd(point), point.y.value))):
         text = axis.annotate(
             point.label, (point.x, point.y.value), (0, 0), textcoords="offset points", ha="center", va="center", fontsize=8,
@@ -294,11 +301,12 @@ def place_labels(axis: Axes, marked: Sequence[Point], lines: Sequence[Point] = (
             if inside.containsx((box := Bbox([centre - half, centre + half])).x0) and inside.containsx(box.x1)
             if inside.containsy(box.y0) and inside.containsy(box.y1) and not box.count_overlaps(taken)
         ]
+        room.sort(key=lambda place: point not in lines and astray(point, place[1]))  # stable: the nearest stays first
         centre, box = room[0] if room else (at[point] + (0, half[1] + 5 * pixel), Bbox([at[point], at[point]]))
         text.set_position(tuple((centre - at[point]) / pixel))
         taken.append(box.padded(pixel))
         end = np.clip(at[point], box.min, box.max)  # the label's nearest edge
-        if point not in lines and np.hypot(*(end - at[point])) > 9 * pixel:
+        if point not in lines and (away(point, box) > 9 * pixel or astray(point, box)):
             ends = axis.transData.inverted().transform([at[point], end])
             axis.plot(*ends.T, color=point.colour, linewidth=0.6, alpha=0.7, zorder=1, scalex=False, scaley=False)
             taken += [Bbox([p - 1, p + 1]) for p in np.linspace(at[point], end, 8)[1:-1]]
