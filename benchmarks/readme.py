@@ -24,9 +24,9 @@ INTRODUCTION = """# The benchmark's results in full
 Written by `python -m benchmarks.readme` from `benchmarks/results/benchmark.csv`, which `make benchmark` measures. What was
 missed and why: [0014](decisions/0014-what-the-benchmark-missed.md).
 
-Times are from runs with nothing beside them, two results at a time on two cores (the headline, `make benchmark`, took 98
-minutes for its five seeds); but those of variance weights, FedProx and MoR's other routers are upper bounds, for some were
-taken beside other work. A result that was interrupted counts its last go alone.
+Times are from runs with nothing beside them, two results at a time on two cores; but those of variance weights, FedProx and
+MoR's other routers are upper bounds, for some were taken beside other work. A result that was interrupted counts its last go
+alone.
 
 ![Preference against computing time](images/benchmark_seconds.png)
 ![Robustness by setting](images/benchmark_settings.png)

@@ -283,8 +283,11 @@ def place_labels(axis: Axes, marked: Sequence[Point], lines: Sequence[Point] = (
     def crowd(point: Point) -> int:
         return sum(np.hypot(*((at[other] - at[point]) / (6, 1))) < 10 * pixel for other in marked)
 
+    def edge(point: Point, box: Bbox) -> Any:  # where the box is nearest to the point
+        return np.clip(at[point], box.min, box.max)
+
     def away(point: Point, box: Bbox) -> float:
-        return float(np.hypot(*(np.clip(at[point], box.min, box.max) - at[point])))
+        return float(np.hypot(*(edge(point, box) - at[point])))
 
     def astray(point: Point, box: Bbox) -> bool:
         return any(away(other, box) < away(point, box) for other in marked if other != point)
@@ -301,12 +304,15 @@ def place_labels(axis: Axes, marked: Sequence[Point], lines: Sequence[Point] = (
             if inside.containsx((box := Bbox([centre - half, centre + half])).x0) and inside.containsx(box.x1)
             if inside.containsy(box.y0) and inside.containsy(box.y1) and not box.count_overlaps(taken)
         ]
-        room.sort(key=lambda place: point not in lines and astray(point, place[1]))  # stable: the nearest stays first
-        centre, box = room[0] if room else (at[point] + (0, half[1] + 5 * pixel), Bbox([at[point], at[point]]))
+        centre, box = min(  # of equals the first, which is the nearest
+            room,
+            key=lambda place, point=point: point not in lines and astray(point, place[1]),  # type: ignore[misc]
+            default=(at[point] + (0, half[1] + 5 * pixel), Bbox([at[point], at[point]])),
+        )
         text.set_position(tuple((centre - at[point]) / pixel))
         taken.append(box.padded(pixel))
-        end = np.clip(at[point], box.min, box.max)  # the label's nearest edge
         if point not in lines and (away(point, box) > 9 * pixel or astray(point, box)):
+            end = edge(point, box)
             ends = axis.transData.inverted().transform([at[point], end])
             axis.plot(*ends.T, color=point.colour, linewidth=0.6, alpha=0.7, zorder=1, scalex=False, scaley=False)
             taken += [Bbox([p - 1, p + 1]) for p in np.linspace(at[point], end, 8)[1:-1]]
