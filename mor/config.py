@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-RouterKind = Literal["federated", "preferences", "online", "uniform", "random", "static", "oracle"]
+RouterKind = Literal["means", "preferences", "online", "uniform", "random", "static", "oracle"]
 RewardKind = Literal["implicit", "head"]
 Architecture = Literal["llava", "idefics3", "gemma3"]
 Style = Literal["terse", "field", "sentence"]
@@ -45,11 +45,13 @@ class Client(Section):
     """One client: its private folder is ``data/clients/<name>``; its backbone is a hub id or a model folder.
 
     With ``url`` it is asked over HTTPS (``python -m flows.serve <name>`` runs its service) and not in this process.
+    ``shared_anchors`` are ids of its pairs that the server may see (router kinds preferences and static); its own side decides.
     """
 
     backbone: str
     url: str | None = None
     authority: str | None = None  # PEM file of the certificate authority to trust; the system's where absent
+    shared_anchors: list[str] = []
 
 
 class Benchmark(Section):
@@ -104,17 +106,25 @@ class Rewards(Section):
     lora: Lora
 
 
+class Boundary(Section):
+    """What leaves a client in a run, from its service's start to its end: its own settings count, not the server's."""
+
+    epsilon: Annotated[float, Field(ge=0)]  # of the one mean of prompt features, for the pair as the unit; 0 adds no noise
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    prompts: Count  # that mean is over at most so many
+    means: Count  # bases in which it is given
+    scores: Count  # completions scored
+    comparisons: Count  # "A or B?" questions answered
+
+
 class Router(Section):
     kind: RouterKind
     hidden: Count
     temperature: Positive  # tau
     top_k: Annotated[int, Field(ge=0)]  # 0 asks every client
     least_weight: Share  # who has less than this share of a prompt's largest weight is not asked
-    rounds: Count  # federated rounds
-    local_steps: Count
-    local_learning_rate: Positive
-    learning_rate: Positive  # the server's
-    anchors: Count  # pairs each client shares (preferences, static)
+    components: Annotated[int, Field(ge=1, le=256)]  # of the basis in which a client gives its mean (means)
+    anchors: Annotated[int, Field(ge=1, le=1024)]  # shared pairs that each client is asked for (preferences, static)
     control: Annotated[int, Field(ge=0)]  # control questions a client; who is not above chance is left out; 0 asks none
     refit_pairs: Annotated[int, Field(ge=0)]  # "A or B?" questions a round for the online refit; 0 turns it off
     trust: Annotated[float, Field(ge=0)]  # weight of KL(last router || refitted)
@@ -134,6 +144,7 @@ class Grpo(Section):
     calibration: Literal["group", "reference"]
     mixture: Literal["mean", "min", "median", "variance"]  # "mean" is weighted by the router, the others know no weights
     quorum: Count  # clients that must answer
+    coverage: Share  # of a prompt's weight that must be with clients that answered, or nobody judges its answers
     lora: Lora
 
     @model_validator(mode="after")
@@ -214,6 +225,7 @@ class Params(Section):
     zoo: Zoo
     validation: Validation
     rewards: Rewards
+    boundary: Boundary
     router: Router
     grpo: Grpo
     evaluation: Evaluation

@@ -38,7 +38,7 @@ def broken(model: RewardModel, seed: int) -> RewardModel:
     tuned = model.scorer.tuned
     fresh = AutoModelForImageTextToText.from_config(tuned.model.config).to(tuned.model.device).eval()
     scorer = ImplicitReward(replace(tuned, model=fresh), model.scorer.reference, model.scorer.floor)
-    return CalibratedReward(scorer, model.calibration, "broken")
+    return CalibratedReward(scorer, model.calibration, "0" * 16)
 
 
 def adapt(params: Params, change: Change, again: bool, ledger: Ledger) -> tuple[Path, list[Weight]]:
@@ -57,7 +57,7 @@ def adapt(params: Params, change: Change, again: bool, ledger: Ledger) -> tuple[
         service = client_service(params, name, base)
         if name != change.client:
             return service.handle
-        absent = messages.encode(messages.Failure("has not joined yet"))
+        absent = messages.encode(messages.Failure("internal"))  # has not joined yet
         failing = replace(service, reward_model=broken(service.reward_model, integer(params.seed, "broken")))
         before: Callable[[bytes], bytes] = (lambda _: absent) if change.joins else service.handle
         after = service.handle if change.joins else failing.handle
@@ -76,7 +76,7 @@ def adapt(params: Params, change: Change, again: bool, ledger: Ledger) -> tuple[
             mean = np.mean(asked, axis=0).tolist()
             weights += [(now, client, owner, w) for client, w in zip(params.clients, mean, strict=True)]
         if done.exists():
-            ledger.bytes = Ledger.load(done / "ledger.json").bytes
+            ledger.restore(done / "ledger.json")
         else:
             one_round(now, params, prompts, router, features, clients, ledger, folder)
         router = Router.load(done)

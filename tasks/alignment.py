@@ -25,6 +25,7 @@ from mor.config import Params, load_params
 from mor.data.schema import Prompt
 from mor.federation.client import RemoteClient
 from mor.federation.ledger import Ledger
+from mor.federation.quorum import ask
 from mor.routing.router import LEARNED, Router
 from mor.seeds import integer, stream
 from mor.vlm.load import Vlm
@@ -36,6 +37,7 @@ from tasks.routing import fit_and_control, public_prompts, unfitted
 from tasks.runtime import task
 from tasks.tracking import StageRun, stage_run
 
+console = Console(stderr=True)
 FINGERPRINTS = "fingerprints.json"
 CURVES = {  # TRL's own "reward" is left out: it averages to 0 wherever groups are standardised
     "mixed_score": "reward",
@@ -109,7 +111,7 @@ def one_round(
     settings = params.grpo
     reward = MixedReward(
         clients, prompts, settings.generations, settings.calibration, params.router.top_k, params.router.least_weight,
-        settings.quorum, MIXTURES[settings.mixture],
+        settings.quorum, settings.coverage, MIXTURES[settings.mixture],
     )  # fmt: skip
     last = folder / "rounds" / str(number - 1) / "adapter"
     model, log = train_round(
@@ -124,7 +126,7 @@ def one_round(
     fresh = folder / "fresh"
     shutil.rmtree(fresh, ignore_errors=True)
     model.save_pretrained(str(fresh / "adapter"))
-    now, changed = fingerprints(clients, last.parent)
+    now, changed = fingerprints(clients, last.parent, router.absent)
     router, refit = next_router(number, params, prompts, router, features, clients, changed, fresh / "adapter")
     router.save(fresh)
     ledger.save(fresh / "ledger.json")
@@ -154,7 +156,7 @@ def next_router(
         return router, Refit(0, float("nan"))
     if changed:
         who = ", ".join(changed)
-        Console(stderr=True).print(f"[yellow]another reward model answers for {who}:[/] the router is fitted anew")
+        console.print(f"[yellow]another reward model answers for {who}:[/] the router is fitted anew")
         if router.kind != "online":
             base = Vlm.load(params.base, params.evaluation.batch_size)
             return fit_and_control(params, clients, base, features)[0], Refit(0, float("nan"))
@@ -164,19 +166,49 @@ def next_router(
         router, load_policy(params.base, adapter, size) if adapter else Vlm.load(params.base, size), clients,
         list(prompts.values()), features, budget=params.router.refit_pairs,
         trust=params.router.trust if number and not changed else 0.0, temperature=params.grpo.temperature,
-        max_tokens=params.grpo.max_completion_tokens, rng=stream(params.seed, "refit", number),
+        max_tokens=params.grpo.max_completion_tokens, quorum=params.grpo.quorum, rng=stream(params.seed, "refit", number),
     )  # fmt: skip
 
 
-def fingerprints(clients: list[RemoteClient], last: Path) -> tuple[dict[str, str], list[str]]:
+def fingerprints(clients: list[RemoteClient], last: Path, absent: list[str]) -> tuple[dict[str, str], list[str]]:
     """Each client's reward model by now, and whose is another one than after the round in ``last``, or new since then.
 
-    Nobody's is in the first round: the router was fitted with what is there.
+    Nobody's is in the first round: the router was fitted with what is there. Who was ``absent`` then is greeted, and new once
+    it answers.
     """
     path = last / FINGERPRINTS
     before: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    back, _ = ask([client for client in clients if client.name in absent], RemoteClient.hello)
     now = before | {client.name: client.fingerprint for client in clients if client.fingerprint}
-    return now, [name for name in now if before and now[name] != before.get(name)]
+    return now, [name for name in now if name in back or (before and now[name] != before.get(name))]
+
+
+def first_router(
+    params: Params,
+    rows: list[Prompt],
+    images: list[Any],
+    features: torch.Tensor,
+    clients: list[RemoteClient],
+    ledger: Ledger,
+    folder: Path,
+) -> Router:
+    """The router of the first round: the one of the router stage, unless it has to learn from the base's answers first
+    (online) or who was absent then answers now. Kept in ``folder / rounds / 0``, so that a resumed run goes on with the same.
+    """
+    done = folder / "rounds" / "0"
+    if done.exists():
+        ledger.restore(done / "ledger.json")
+        return Router.load(done)
+    router = Router.load(paths.ROUTER)
+    back, _ = ask([client for client in clients if client.name in router.absent], RemoteClient.hello)
+    if router.kind == "online" or back:
+        router, _ = next_router(0, params, weigh(rows, images, router, features), router, features, clients, list(back), None)
+    fresh = folder / "fresh"
+    shutil.rmtree(fresh, ignore_errors=True)
+    router.save(fresh)
+    ledger.save(fresh / "ledger.json")
+    move_in(fresh, done)
+    return router
 
 
 def _log_round(run: StageRun, number: int, done: Path) -> list[dict[str, Any]]:
@@ -187,6 +219,8 @@ def _log_round(run: StageRun, number: int, done: Path) -> list[dict[str, Any]]:
             child.metrics({k: v for k, v in row.items() if k not in ("round", "step")}, step=row["step"])
         child.metrics({f"refit.{name}": float(value) for name, value in log["refit"].items()})
         child.metrics({f"absent.{name}": float(n) for name, n in log["absent"].items()})
+    for name, n in log["absent"].items():
+        console.print(f"[yellow]client {name} did not answer[/] {n} times in round {number}", highlight=False)
     rows: list[dict[str, Any]] = log["curve"]
     return rows
 
@@ -210,20 +244,17 @@ def align_policy() -> None:
         folder = resumable("align", key, [paths.ROUTER, paths.REWARDS, paths.VALIDATED_PUBLIC])
         ledger, names = Ledger(), list(params.clients)
         clients = connect_clients(params, ledger)
-        router = Router.load(paths.ROUTER)
         features = load_file(paths.ROUTER / "features.safetensors")["features"]
         rows, images = public_prompts()
         curves: list[dict[str, Any]] = []
+        router = first_router(params, rows, images, features, clients, ledger, folder)
         prompts = weigh(rows, images, router, features)
-        if router.kind == "online":
-            router, _ = next_router(0, params, prompts, router, features, clients, [], None)
-            prompts = weigh(rows, images, router, features)
         weights = _weights_by_category(prompts, 0, names)
         for number in range(1, params.grpo.rounds + 1):
             done = folder / "rounds" / str(number)
             if not done.exists():
                 if saved := _saved_ledger(folder / f"trainer-{number}", folder / "rounds" / str(number - 1)):
-                    ledger.bytes = Ledger.load(saved).bytes
+                    ledger.restore(saved)
                 one_round(number, params, prompts, router, features, clients, ledger, folder)
             router = Router.load(done)
             curves += _log_round(run, number, done)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import uvicorn
 
 from mor.config import ConfigError, Params, load_params
-from mor.data.schema import Answer, load_images, read_rows
-from mor.federation.client import ClientService, RemoteClient, Transport
+from mor.data.schema import Answer, Preference, load_images, read_rows
+from mor.federation.client import RemoteClient, Transport
 from mor.federation.http import HttpsTransport, create_app
 from mor.federation.ledger import Ledger
+from mor.federation.service import ClientService
 from mor.rewards.model import load_reward_model
+from mor.seeds import stream
 from mor.vlm.load import Vlm
 from tasks import paths
 from tasks.rewards import split
@@ -34,23 +38,43 @@ def connect_clients(params: Params, ledger: Ledger, base: Vlm | None = None) -> 
     return remotes
 
 
-def client_service(params: Params, name: str, base: Vlm | None = None) -> ClientService:
-    """One client's side: its reward model, the pairs it kept back and its answer key."""
-    _, kept = split(params, name)
-    images, answers = load_images(paths.client_folder(name), kept), paths.client_answers(name)
+def client_service(
+    params: Params, name: str, base: Vlm | None = None, noise: np.random.Generator | None = None
+) -> ClientService:
+    """One client's side: its reward model, the pairs it kept back, what it shares, and its answer key.
 
-    def states() -> torch.Tensor:
+    ``noise`` blurs its mean: derived from the seed where both sides are one process, which has nothing to hide from itself.
+    """
+    trained, kept = split(params, name)
+    folder, answers = paths.client_folder(name), paths.client_answers(name)
+    told = [*kept, *trained][: max(params.boundary.prompts, 1)]
+
+    def features() -> torch.Tensor:
         public_base = base or Vlm.load(params.base, params.evaluation.batch_size)
-        return public_base.prompt_states([pair.prompt for pair in kept], images)
+        return public_base.prompt_states([pair.prompt for pair in told], load_images(folder, told))
 
+    shared = shared_anchors(params, name, [*kept, *trained])
     return ClientService(
         load_reward_model(paths.reward_folder(name)),
-        list(params.clients).index(name),
+        params.boundary,
         kept,
-        images,
-        states,
+        load_images(folder, kept),
+        features,
         {row.id: row for row in read_rows(answers, Answer)} if answers.exists() else {},
+        list(zip(shared, load_images(folder, shared), strict=True)),
+        noise or stream(params.seed, "means", name),
     )
+
+
+def shared_anchors(params: Params, name: str, pairs: Sequence[Preference]) -> list[Preference]:
+    """The pairs that the client lists as shared; raises ``ConfigError`` for an id that it does not have."""
+    known = {pair.id: pair for pair in pairs}
+    if missing := [id_ for id_ in params.clients[name].shared_anchors if id_ not in known]:
+        raise ConfigError(
+            f"params.yaml: clients.{name}.shared_anchors: {len(missing)} of its ids are in no row of "
+            f"{paths.validated_client(name)}; list ids of {paths.client_preferences(name)}"
+        )
+    return [known[id_] for id_ in params.clients[name].shared_anchors]
 
 
 def token(name: str) -> str:
@@ -65,5 +89,5 @@ def token(name: str) -> str:
 def serve_client(name: str, host: str, port: int, certificate: str, key: str) -> None:
     """Answer the server's messages over HTTPS until stopped."""
     params = load_params(paths.PARAMS)
-    app = create_app(client_service(params, name).handle, token(name))
+    app = create_app(client_service(params, name, noise=np.random.default_rng()).handle, token(name))
     uvicorn.run(app, host=host, port=port, ssl_certfile=certificate, ssl_keyfile=key, ws="none", log_level="warning")

@@ -170,7 +170,9 @@ def relevant(params: Params, method: Method) -> dict[str, Any]:
     if method.objective == "grpo":
         learned = params.router.kind in LEARNED
         found["router"] = router if learned else {name: router[name] for name in ("kind", "top_k", "least_weight")}
-        found["grpo"] = grpo
+        if params.router.kind == "means":
+            found["boundary"] = {name: values["boundary"][name] for name in ("epsilon", "delta", "prompts")}
+        found["grpo"] = {name: value for name, value in grpo.items() if name != "coverage"}  # no client is absent here
     elif method.objective != "none":
         backbones = {name: client.backbone for name, client in params.clients.items()}
         found |= {"averaging": values["compare"]["averaging"], "lora": grpo["lora"], "clients": backbones}
@@ -302,6 +304,8 @@ def run_method(home: Path, place: Place, cell: Cell, method: Method, setting: Se
             seconds["alignment"] = time.perf_counter() - began
             rows += [row(f"weight:{client}", f"{suite}@{n}", value) for n, client, suite, value in weights]
         else:
+            if params.router.kind in ("preferences", "static"):
+                share_anchors(params)
             seconds["router"] = _once("router", fit_router)
             seconds["alignment"] = _once("align", align_policy)
             adapter, ledger = paths.POLICY, Ledger.load(paths.ROUTER / "ledger.json", paths.POLICY / "ledger.json")
@@ -324,6 +328,18 @@ def run_method(home: Path, place: Place, cell: Cell, method: Method, setting: Se
         run.headline({f"{r.measure.replace(':', '.')}.{r.suite.replace('@', '.')}": r.value for r in rows})
     place.leave()
     return rows
+
+
+def share_anchors(params: Params) -> None:
+    """Let every client of this workspace share as many of the pairs that it kept back as the router asks for."""
+    from tasks.rewards import split
+
+    shared = {
+        f"clients.{client}.shared_anchors": [pair.id for pair in split(params, client)[1][: params.router.anchors]]
+        for client in params.clients
+    }
+    values = changed(params, shared).model_dump(exclude_none=True)
+    paths.PARAMS.write_text(yaml.safe_dump(values, sort_keys=False))
 
 
 def smallest(params: Params) -> str:

@@ -88,6 +88,13 @@ def _routing(base: Vlm, router: Router, suites: dict[str, list[Question]]) -> di
     return routing
 
 
+def _wire(ledger: Ledger, client: str) -> dict[str, int]:
+    """Payload, and what sockets carried for it where there were any."""
+    payload = {f"{way}_bytes": ledger.total(client, way) for way in ("up", "down")}
+    carried = {f"socket_{way}_bytes": ledger.total(client, way, "socket") for way in ("up", "down")}
+    return payload | (carried if any(carried.values()) else {})
+
+
 def _seconds() -> dict[str, float]:
     """Seconds of every stage before this one, as recorded when it last ran."""
     recorded = {path.stem: json.loads(path.read_text()).get("seconds") for path in sorted(paths.STAGES.glob("*.json"))}
@@ -115,7 +122,7 @@ def evaluate_models() -> None:
             "pairs": pairs,
             "calibration": calibration,
             "routing": _routing(base, Router.load(paths.round_folder(params.grpo.rounds)), suites),
-            "wire": {name: {f"{way}_bytes": ledger.total(name, way) for way in ("up", "down")} for name in params.clients},
+            "wire": {name: _wire(ledger, name) for name in params.clients},
             "fedavg": {  # what averaging weights over the same rounds would send, one way
                 "lora_bytes": params.grpo.rounds * (paths.POLICY / "adapter_model.safetensors").stat().st_size,
                 "full_bytes": params.grpo.rounds * base.model.get_memory_footprint(),
@@ -127,6 +134,7 @@ def evaluate_models() -> None:
                 "mixture": params.grpo.mixture,
                 "rewards": params.rewards.kind,
                 "top_k": params.router.top_k,
+                **(params.boundary.model_dump(include={"epsilon", "delta"}) if params.router.kind == "means" else {}),
                 "confidence": params.evaluation.confidence,
             },
         }

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
+from rich.markup import escape
 from safetensors.torch import save_file
 
-from mor.config import Params, load_params
+from mor.config import Params, UserError, load_params
 from mor.data.schema import Preference, Prompt, load_images, read_rows
-from mor.federation.client import ClientError, RemoteClient
-from mor.federation.control import control_shares, not_above_chance
+from mor.federation.client import Anchors, RemoteClient
+from mor.federation.control import Share, control_shares
 from mor.federation.ledger import Ledger
-from mor.routing.fit import apply_updates, fit_bradley_terry, new_network, server_optimiser
+from mor.federation.quorum import ask, require_quorum
+from mor.routing.fit import fit_bradley_terry, new_network
+from mor.routing.means import CHANCE, basis, nearest_mean
 from mor.routing.router import Router, StaticNetwork
 from mor.seeds import integer, stream
 from mor.vlm.load import Vlm
@@ -26,60 +28,124 @@ from tasks.clients import connect_clients
 from tasks.runtime import task
 from tasks.tracking import stage_run
 
+console = Console(stderr=True, soft_wrap=True)
 
-def fit_federated(router: Router, clients: list[RemoteClient], params: Params) -> Router:
-    """Rounds of client updates, averaged by the server; a client that does not answer is left out of the round.
 
-    Raises ``ClientError`` where none answers.
+@dataclass
+class Fit:
+    """What the clients said while the router was fitted: who answered, how often each ranks its own pairs rightly (means),
+    and its share of control questions."""
+
+    answered: dict[str, bool] = field(default_factory=dict)
+    accuracy: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, Share] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return (
+            {f"router.answered.{name}": float(here) for name, here in self.answered.items()}
+            | {f"router.claimed_accuracy.{name}": value for name, value in self.accuracy.items()}
+            | {f"router.control.{name}": share.value for name, share in self.shares.items()}
+        )
+
+
+def warn(client: str, text: str) -> None:
+    """Tell the operator of a client that is left out."""
+    console.print(f"[yellow]client {client} is left out:[/] {escape(text)}", highlight=False)
+
+
+def absentees(router: Router, clients: list[RemoteClient], failures: dict[str, str], params: Params, fit: Fit) -> list[str]:
+    """Who did not answer; says so, and raises ``QuorumError`` where too many did not."""
+    asked = [client for client in clients if client.name not in router.excluded]
+    fit.answered |= {client.name: client.name not in failures for client in asked}
+    require_quorum(asked, failures, params.grpo.quorum)
+    for name, reason in failures.items():
+        warn(name, f"{reason}. It has no weight until it answers; the router is fitted anew then")
+    return list(failures)
+
+
+def fit_means(router: Router, clients: list[RemoteClient], params: Params, public: torch.Tensor, fit: Fit) -> Router:
+    """The nearest of the clients' means, which each is asked for once; who ranks its own pairs by chance is left out."""
+    mean, projection = basis(public, params.router.components)
+    asked = [client for client in clients if client.name not in router.excluded]
+    answers, failures = ask(asked, lambda client: client.means(mean.numpy(), projection.numpy()))
+    router.absent = absentees(router, clients, failures, params, fit)
+    fit.accuracy |= {name: accuracy for name, (_, accuracy) in answers.items()}
+    guessing = [name for name, (_, accuracy) in answers.items() if accuracy <= CHANCE]
+    if len(guessing) == len(answers):
+        console.print("[yellow]no client ranks its own pairs better than chance:[/] all are weighed by their prompts alone")
+        guessing = []
+    for name in guessing:
+        warn(name, f"it ranks {fit.accuracy[name]:.0%} of its own pairs rightly, which is no better than chance")
+    router.excluded = [*router.excluded, *guessing]
+    means = torch.zeros(len(clients), projection.shape[1])
+    for k, client in enumerate(clients):
+        if client.name in answers:
+            means[k] = torch.from_numpy(answers[client.name][0])
+    present = torch.tensor([not lost for lost in router.lost])
+    return router.with_network(nearest_mean(means, present, mean, projection, public))
+
+
+def fit_preferences(
+    router: Router, clients: list[RemoteClient], params: Params, base: Vlm, public: torch.Tensor, fit: Fit
+) -> Router:
+    """Bradley-Terry on the pairs that clients share, each scored by its owner alone: the others count as indifferent.
+
+    Raises ``UserError`` where nobody shares any.
     """
-    assert router.network is not None
-    optimiser = server_optimiser(router.network, params.router.learning_rate)
     asked = [client for client in clients if client.name not in router.excluded]
-    for _ in track(range(params.router.rounds), description="router, federated"):
-        state, updates = router.state_bytes(), []
-        for client in asked:
-            with suppress(ClientError):
-                updates.append(client.router_update(state, params.router.local_steps, params.router.local_learning_rate))
-        if not updates:
-            raise ClientError("no client answered; the router cannot be fitted")
-        apply_updates(router.network, updates, optimiser)
-    return router
-
-
-def fit_preferences(router: Router, clients: list[RemoteClient], params: Params, base: Vlm, public: torch.Tensor) -> Router:
-    """Bradley-Terry on anchor pairs that every client shares and every client scores."""
-    asked = [client for client in clients if client.name not in router.excluded]
-    shared = [client.anchors(params.router.anchors) for client in asked]
-    prompts = [prompt for anchors in shared for prompt in anchors[0]]
-    images = [image for anchors in shared for image in anchors[1]]
-    chosen = [answer for anchors in shared for answer in anchors[2]]
-    rejected = [answer for anchors in shared for answer in anchors[3]]
-    margins = torch.full((len(prompts), len(clients)), float("nan"))
+    shared, failures = ask(asked, lambda client: client.anchors(params.router.anchors))
+    rows: list[torch.Tensor] = []
+    features = []
     for client in asked:
-        pairs = zip(client.score(prompts, images, chosen), client.score(prompts, images, rejected), strict=True)
-        differences = [float("nan") if a is None or b is None else a - b for a, b in pairs]
-        margins[:, clients.index(client)] = torch.tensor(differences)
-    fitted, _ = fit_bradley_terry(router, base.prompt_states(prompts, images), margins, public=public, trust=0.0)
+        if client.name not in shared or not (anchors := shared[client.name]).prompts:
+            continue
+        told, away = ask([client], lambda client, anchors=anchors: _margins(client, anchors))  # type: ignore[misc]
+        failures |= away
+        if told:
+            own = torch.zeros(len(anchors.prompts), len(clients))
+            own[:, clients.index(client)] = told[client.name]
+            rows.append(own)
+            features.append(base.prompt_states(anchors.prompts, anchors.images))
+    router.absent = absentees(router, clients, failures, params, fit)
+    if not rows:
+        raise UserError(
+            f"router.kind {router.kind} is fitted to pairs that clients share, and no client shares any: list their ids under "
+            "clients.<name>.shared_anchors in that client's params.yaml, or set router.kind: means"
+        )
+    silent = [name for name, anchors in shared.items() if not anchors.prompts]
+    for name in silent:
+        warn(name, "it shares no anchors (clients.<name>.shared_anchors)")
+    router.absent = [*router.absent, *silent]
+    fitted, _ = fit_bradley_terry(router, torch.cat(features), torch.cat(rows), public=public, trust=0.0)
     return fitted
+
+
+def _margins(client: RemoteClient, anchors: Anchors) -> torch.Tensor:
+    """The owner's scores of its chosen answers minus those of its rejected ones, shape (N,); NaN where it has none."""
+    n = len(anchors.prompts)
+    scores = client.score(anchors.prompts * 2, anchors.images * 2, [*anchors.chosen, *anchors.rejected])
+    values = torch.tensor([float("nan") if score is None else score for score in scores])
+    return values[:n] - values[n:]
 
 
 def control_clients(
     router: Router, clients: list[RemoteClient], params: Params, base: Vlm, features: torch.Tensor
-) -> tuple[dict[str, float], list[str]]:
+) -> tuple[dict[str, Share], list[str]]:
     """Ask the control questions; returns each client's share of fitting answers, and who failed.
 
     Where every client fails, the base must be no judge, and nobody did.
     """
     rows, images = public_prompts()
     budget, rng = min(params.router.control, len(rows)), stream(params.seed, "control", str(len(router.excluded)))
-    asked = [client for client in clients if client.name not in router.excluded]
+    asked = [client for client, lost in zip(clients, router.lost, strict=True) if not lost]
     pool = rng.choice(len(rows), size=min(len(rows), 2 * budget * len(clients)), replace=False).tolist()
     prompts, pictures = [rows[i].prompt for i in pool], [images[i] for i in pool]
     answers = base.answer(prompts, pictures, params.grpo.max_completion_tokens)
     weights = router.weights(features[pool]).double().numpy()
     columns = [clients.index(client) for client in asked]
     shares = control_shares(asked, weights[:, columns], prompts, pictures, answers, budget, rng)
-    failed = [name for name, share in shares.items() if not_above_chance(share, budget)]
+    failed = [name for name, share in shares.items() if share.not_above_chance]
     return shares, [] if len(failed) == len(shares) else failed
 
 
@@ -92,34 +158,31 @@ def unfitted(params: Params, features: torch.Tensor) -> Router:
     return Router(params.router.kind, list(params.clients), network, temperature=params.router.temperature)
 
 
-def fit_and_control(
-    params: Params, clients: list[RemoteClient], base: Vlm, features: torch.Tensor
-) -> tuple[Router, dict[str, float]]:
+def fit_and_control(params: Params, clients: list[RemoteClient], base: Vlm, features: torch.Tensor) -> tuple[Router, Fit]:
     """Fit a router and check what it trusts: who fails the control questions is excluded, and the router fitted anew.
 
-    Returns the router and each client's share of control questions, from the last time that it was asked.
+    Returns the router and what the clients said, from the last time that each was asked. Raises ``QuorumError`` where too few
+    answer.
     """
     excluded: list[str] = []
-    shares: dict[str, float] = {}
+    fit = Fit()
     while True:
         router = unfitted(params, features)
         router.excluded = excluded
-        if params.router.kind == "federated":
-            router = fit_federated(router, clients, params)
+        if params.router.kind == "means":
+            router = fit_means(router, clients, params, features, fit)
         else:
-            router = fit_preferences(router, clients, params, base, features)
+            router = fit_preferences(router, clients, params, base, features, fit)
         if not params.router.control or router.kind == "static":
-            return router, shares
+            return router, fit
         asked, failed = control_clients(router, clients, params, base, features)
-        shares |= asked
+        fit.shares |= asked
         if not failed:
-            return router, shares
+            return router, fit
         for name in failed:
-            Console(stderr=True).print(
-                f"[yellow]client {name} is left out:[/] it prefers the fitting answer to {shares[name]:.0%} of "
-                f"{params.router.control} control questions, no more than chance"
-            )
-        excluded = [*excluded, *failed]
+            told = f"{fit.shares[name].value:.0%} of {fit.shares[name].questions} control questions"
+            warn(name, f"it prefers the fitting answer to {told}, no more than chance")
+        excluded = [*router.excluded, *failed]
 
 
 def owners(params: Params) -> dict[str, list[str]]:
@@ -142,20 +205,21 @@ def fit_router() -> None:
     """Fit ``params.router.kind`` and save it with the public prompts' features."""
     params = load_params(paths.PARAMS)
     kind, names = params.router.kind, list(params.clients)
-    with stage_run("router", {"seed": params.seed, "router": params.router}) as run:
+    with stage_run("router", {"seed": params.seed, "router": params.router, "boundary": params.boundary}) as run:
         base, ledger = Vlm.load(params.base, params.evaluation.batch_size), Ledger()
         rows, images = public_prompts()
         features = base.prompt_states([row.prompt for row in rows], images)
         router = unfitted(params, features)
         if kind in ("uniform", "random", "oracle"):
-            router = Router(kind, names, owners=owners(params) if kind == "oracle" else {})
+            seed = integer(params.seed, "random router") if kind == "random" else 0
+            router = Router(kind, names, owners=owners(params) if kind == "oracle" else {}, seed=seed)
         elif kind != "online":  # online learns in `align`, from fresh answers alone
             clients = connect_clients(params, ledger, base)
-            if kind == "federated":
+            if kind == "means":
                 for client in clients:  # clients read prompts with the public base model, which they download once
                     ledger.record(client.name, "encoder", down=_weights_size(params.base))
-            router, shares = fit_and_control(params, clients, base, features)
-            run.metrics({f"router.control.{name}": share for name, share in shares.items()})
+            router, fit = fit_and_control(params, clients, base, features)
+            run.metrics(fit.metrics)
         fresh = paths.checkpoint_folder("router") / "result"
         router.save(fresh)
         ledger.save(fresh / "ledger.json")

@@ -33,7 +33,7 @@ def test_the_shipped_settings_load() -> None:
     ("key", "value", "message"),
     [
         ("router.kin", "uniform", "router.kin: unknown key.*known keys here: kind, hidden"),
-        ("router.kind", "unifrom", "router.kind: .*'federated'.*got 'unifrom'"),
+        ("router.kind", "unifrom", "router.kind: .*'means'.*got 'unifrom'"),
         ("grpo.beta", 0.0, "grpo.beta: .*greater than 0"),
         ("grpo.steps", "50", "grpo.steps: .*integer; got '50'"),
         ("seed", None, "seed: missing key"),

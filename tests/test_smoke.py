@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 TINY = {
     "benchmark": {"pairs": 60, "held_out_pairs": 4, "public": 48, "questions": 12, "error_rate": 0.05},
     "rewards": {"steps": 4, "batch_size": 8},
-    "router": {"rounds": 4, "anchors": 8, "refit_pairs": 12},
+    "router": {"components": 8, "anchors": 8, "refit_pairs": 12},
     "grpo": {"rounds": 1, "steps": 6, "prompts": 4, "generations": 4, "checkpoint_steps": 2},
     "evaluation": {"resamples": 100, "samples": 2},
     "compare": {"averaging": {"rounds": 2, "local_steps": 2, "batch_size": 4, "learning_rate": 0.001, "proximal": 0.01}},
@@ -70,7 +70,7 @@ def test_every_result_is_there(project: Path) -> None:
             assert {"documents", "scenes", "held_out", "mean", "worst"} <= suites.keys()
             assert all(0 <= s["low"] <= s["value"] <= s["high"] <= 1 for s in suites.values())
     assert metrics["wire"]["scenes"]["up_bytes"] > 0
-    assert metrics["settings"]["router"] == "federated"
+    assert metrics["settings"]["router"] == "means"
     assert (project / "reports/validation/index.html").exists()
     assert "data:image/png;base64" in (project / "reports/report.html").read_text()
 

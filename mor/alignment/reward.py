@@ -4,8 +4,9 @@ For completion i of a prompt x, over the clients k that answered,
 
     r_i = sum_k w_k(x) z_ki / sum_k w_k(x),     w from the router, z the client's standardised score.
 
-A completion that no weighted client can score is ``None``, never 0. A client that fails is recorded and left out, and
-the weights are renormalised; fewer clients than the quorum raise ``QuorumError`` and the round pauses.
+A client that fails is recorded and left out, and the weights are renormalised. Where those that scored a completion hold less
+than ``coverage`` of its prompt's weight it is ``None``, never 0: nobody judges in an absent expert's place. Fewer clients
+than the quorum raise ``QuorumError`` and the round pauses.
 """
 
 from __future__ import annotations
@@ -19,14 +20,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mor.config import Unavailable
 from mor.federation.client import ClientError, RemoteClient
+from mor.federation.quorum import require_quorum
 from mor.rewards.calibration import standardise_groups
 from mor.routing.router import select
-
-
-class QuorumError(Unavailable, RuntimeError):
-    """Too few clients answered; the last checkpoint is saved and the round can go on later."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +39,13 @@ class PublicPrompt:
 
 def ask_clients(
     clients: Sequence[RemoteClient], prompts: Sequence[PublicPrompt], completions: Sequence[str], asked: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Scores (N, clients), NaN where not asked or unscorable, and which clients are present, shape (clients,).
+) -> tuple[NDArray[np.float64], dict[str, str]]:
+    """Scores (N, clients), NaN where not asked or unscorable, and why clients that were asked did not answer, by name.
 
-    ``asked`` (N, clients) says whose opinion is wanted; a client that is never wanted counts as present.
+    ``asked`` (N, clients) says whose opinion is wanted.
     """
     scores = np.full(asked.shape, np.nan)
-    present = np.ones(len(clients), dtype=bool)
+    failures: dict[str, str] = {}
     for k, client in enumerate(clients):
         rows = np.flatnonzero(asked[:, k])
         if not len(rows):
@@ -59,11 +56,11 @@ def ask_clients(
                 [prompts[i].image for i in rows.tolist()],
                 [completions[i] for i in rows.tolist()],
             )
-        except ClientError:
-            present[k] = False
+        except ClientError as error:
+            failures[client.name] = str(error)
             continue
         scores[rows, k] = [np.nan if value is None else value for value in values]
-    return scores, present
+    return scores, failures
 
 
 # (standardised scores (N, K), weights (N, K), scores on the clients' own scales (N, K), rows in a group) -> (N,)
@@ -97,6 +94,7 @@ class MixedReward:
     top_k: int = 0
     least: float = 0.0
     quorum: int = 1
+    coverage: float = 0.5
     mixture: Mixture = mix
     absent: dict[str, int] = field(default_factory=dict)
 
@@ -114,32 +112,21 @@ class MixedReward:
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
         weights = torch.from_numpy(np.stack([row.weights for row in rows]))
         wanted = select(weights, top_k=self.top_k, least=self.least)
-        scores, present = ask_clients(self.clients, rows, texts, wanted.numpy() > 0)
-        self._record(present)
-        if not present.all():  # whose first choice is absent, asks the next best
-            wanted = select(weights, top_k=self.top_k, least=self.least, present=torch.from_numpy(present))
-            missing = (wanted.numpy() > 0) & ~np.isfinite(scores) & present
-            more = ask_clients(self.clients, rows, texts, missing)[0]
-            scores = np.where(missing, more, scores)
+        asked = wanted.numpy() > 0
+        scores, failures = ask_clients(self.clients, rows, texts, asked)
+        for name in failures:
+            self.absent[name] = self.absent.get(name, 0) + 1
+        unasked = [client.name for k, client in enumerate(self.clients) if not asked[:, k].any()]
+        require_quorum(self.clients, failures, self.quorum, unasked)
         raw = scores.copy()
         if self.calibration == "group":
             for k in range(scores.shape[1]):
                 scores[:, k] = standardise_groups(scores[:, k], self.generations)
         mixed = self.mixture(scores, wanted.numpy(), raw, self.generations)
+        mixed[(wanted.numpy() * np.isfinite(raw)).sum(axis=1) < self.coverage - 1e-6] = np.nan
         if log_metric is not None:
             self._log(log_metric, raw, wanted.numpy())
         return [float(value) if np.isfinite(value) else None for value in mixed]
-
-    def _record(self, present: NDArray[np.bool_]) -> None:
-        for client, here in zip(self.clients, present, strict=True):
-            if not here:
-                self.absent[client.name] = self.absent.get(client.name, 0) + 1
-        if present.sum() < min(self.quorum, len(self.clients)):
-            missing = ", ".join(client.name for client, here in zip(self.clients, present, strict=True) if not here)
-            raise QuorumError(
-                f"{int(present.sum())} of {len(self.clients)} clients answered, the quorum is {self.quorum}; "
-                f"no answer from {missing}. Bring them back and run `dvc repro` again: it goes on from the last checkpoint."
-            )
 
     def _log(self, log_metric: Callable[[str, float], None], scores: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
         mixed = mix(scores, weights)  # on the clients' own scales: standardised in groups, the mean would always be 0

@@ -25,7 +25,8 @@ from trl import GRPOConfig
 from mor.alignment.reward import MixedReward, PublicPrompt, ask_clients
 from mor.alignment.shared_prompts import SharedPromptTrainer
 from mor.config import Grpo
-from mor.federation.client import ClientError, RemoteClient
+from mor.federation.client import RemoteClient
+from mor.federation.quorum import ask, require_quorum
 from mor.rewards.implicit import lora_config
 from mor.routing.fit import fit_bradley_terry
 from mor.routing.router import Router
@@ -125,12 +126,14 @@ def refit_router(
     trust: float,
     temperature: float,
     max_tokens: int,
+    quorum: int,
     rng: np.random.Generator,
 ) -> tuple[Router, Refit]:
     """Refit on the clients' "A or B?" answers to fresh answers of ``policy``; ``features`` (N, F) belong to ``prompts``.
 
     Draws ``budget`` prompts, samples two answers to each, drops pairs that are equal, asks every client's annotator for
-    a choice and every reward model for its scores. Torch's global generator is seeded from ``rng`` for the sampling.
+    a choice and every reward model for its scores. Torch's global generator is seeded from ``rng`` for the sampling. Raises
+    ``QuorumError`` where too few clients answer.
     """
     chosen = rng.choice(len(prompts), size=min(budget, len(prompts)), replace=False)
     asked = [prompts[i] for i in chosen]
@@ -143,15 +146,13 @@ def refit_router(
         return router, Refit(0, float("nan"))
     asked, rows = [asked[i] for i in differ], chosen[differ]
     first, second = ([draft[i] for i in differ] for draft in drafts)
+    trusted = [client for client, lost in zip(clients, router.lost, strict=True) if not lost]
     everyone = np.tile(~np.array(router.lost), (len(asked), 1))
-    margins = ask_clients(clients, asked, first, everyone)[0] - ask_clients(clients, asked, second, everyone)[0]
-    choices: list[tuple[int, float]] = []
-    for client in (client for client, lost in zip(clients, router.lost, strict=True) if not lost):
-        try:
-            votes = client.compare([p.id for p in asked], first, second)
-        except ClientError:
-            continue
-        choices += [(i, 1.0 if vote else -1.0) for i, vote in enumerate(votes) if vote is not None]
+    (liked, away), (other, gone) = (ask_clients(clients, asked, texts, everyone) for texts in (first, second))
+    margins = liked - other
+    votes, silent = ask(trusted, lambda client: client.compare([p.id for p in asked], first, second))
+    require_quorum(trusted, away | gone | silent, quorum)
+    choices = [(i, 1.0 if vote else -1.0) for given in votes.values() for i, vote in enumerate(given) if vote is not None]
     if not choices:
         return router, Refit(0, float("nan"))
     index = [i for i, _ in choices]

@@ -96,7 +96,7 @@ def federated_average(
             ledger.record(name, "base", down=weights)
         _leave(folder, 0, config, shared, ledger)
     last = max(n for n in range(settings.rounds + 1) if _round(folder, n).exists())
-    ledger.bytes = Ledger.load(_round(folder, last) / "ledger.json").bytes
+    ledger.restore(_round(folder, last) / "ledger.json")
     config = PeftConfig.from_pretrained(str(_round(folder, last) / "adapter"))
     shared = load_file(_round(folder, last) / "adapter" / ADAPTER_FILE)
     processor = load_processor(base)

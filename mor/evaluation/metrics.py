@@ -6,7 +6,8 @@
     reward_models.<judge>.pair_accuracy.<domain>.<kind>                   share of pairs ranked as the domain's annotator does
     reward_models.<judge>.calibration.<mean|deviation>                    of its scores on its own held-out pairs
     router.accuracy, router.entropy (nats), router.weights.<category>.<client>
-    wire.<client>.<up|down>_bytes   fedavg.<lora|full>_bytes   seconds.<stage>   settings.<name>
+    wire.<client>.<up|down>_bytes (payload)   wire.<client>.socket_<up|down>_bytes (over HTTPS alone)
+    fedavg.<lora|full>_bytes   seconds.<stage>   settings.<name>
 
 ``mean`` and ``worst`` are over the clients' own suites: the held-out suite, and any other, stands apart.
 ``gain`` is aligned less base, paired by question; its ``worst`` compares the worst client of each, maybe two clients.
@@ -57,10 +58,12 @@ class Routing(Record):
 
 
 class Wire(Record):
-    """Bytes over the whole run, seen from the client."""
+    """Bytes over the whole run, seen from the client: the messages' payload, and what sockets carried for it if any did."""
 
     up_bytes: int
     down_bytes: int
+    socket_up_bytes: int | None = None
+    socket_down_bytes: int | None = None
 
 
 class FedAvg(Record):
@@ -116,7 +119,7 @@ def headline(evaluation: Evaluation, *, resamples: int, confidence: float, rng: 
             for judge, domains in evaluation.pairs.items()
         },
         "router": router_metrics(evaluation.routing, evaluation.clients),
-        "wire": {client: wire.model_dump() for client, wire in evaluation.wire.items()},
+        "wire": {client: wire.model_dump(exclude_none=True) for client, wire in evaluation.wire.items()},
         "seconds": dict(evaluation.seconds),
         "settings": dict(evaluation.settings),
     }

@@ -74,7 +74,10 @@ def figures(
         fedavg = metrics.get("fedavg", {})
         lines = {"LoRA FedAvg": fedavg.get("lora_bytes"), "full FedAvg": fedavg.get("full_bytes")}
         references = {name: number for name, number in lines.items() if number}
-        caption = "Everything that crossed a client's boundary in the run, counted by the ledger." + (
+        caption = (
+            "The payload of every message that crossed a client's boundary in the run, images and the base model that clients "
+            "read prompts with included, counted by the ledger; headers and TLS come on top where clients are elsewhere."
+        ) + (
             " Dashed: what one direction of federated averaging of the same base would send in as many rounds."
             if references
             else ""

@@ -1,123 +1,52 @@
-"""Both ends of the boundary.
+"""The server's view of a client: a name, a way to reach it, and nothing else.
 
-``ClientService`` is what runs at a client: it holds the private data, the reward model and the answer key, and turns a
-request's bytes into a reply's bytes. ``RemoteClient`` is the server's view: it knows only a name and a transport.
-Every transport carries the same bytes, so in-process and HTTP clients answer alike to the bit and cost the same.
+Every transport carries the same bytes, so in-process and HTTP clients answer alike to the bit and cost the same payload.
+What a client says is believed only as far as ``mor.federation.messages`` lets it pass; all else is a ``ClientError``, and
+who causes one is absent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load as load_tensors
 
-from mor.data.schema import Answer, Preference
+from mor.config import Unavailable
 from mor.federation import messages as m
 from mor.federation.ledger import Ledger
-from mor.rewards.model import RewardModel
-from mor.routing.fit import local_update
 
 Transport = Callable[[bytes], bytes]
+R = TypeVar("R", bound=m.Reply)
 
 
-class ClientError(RuntimeError):
-    """A client did not answer, or answered with a failure."""
+class ClientError(Unavailable, RuntimeError):
+    """A client did not answer, or with something that is no answer."""
 
 
-@dataclass
-class ClientService:
-    """A client's side. ``states`` are the router features of its validation prompts, shape (N, features), computed
-    with the public base model; ``index`` is the client's place in the router's output."""
+class BudgetSpentError(ClientError):
+    """A client has answered as much as it will in a run."""
 
-    reward_model: RewardModel
-    index: int
-    validation: Sequence[Preference] = ()
-    images: Sequence[Image.Image] = ()
-    states: Callable[[], torch.Tensor] = field(default=lambda: torch.zeros(0, 0))
-    answers: dict[str, Answer] = field(default_factory=dict)
-    _ranked_rightly: torch.Tensor | None = None
-    _states: torch.Tensor | None = None
 
-    def handle(self, data: bytes) -> bytes:
-        """One request's bytes to one reply's bytes; problems become ``Failure``, never a half answer."""
-        try:
-            request = m.decode_request(data)
-            return m.encode(self._answer(request))
-        except Exception as error:  # the boundary: whatever goes wrong here is the server's to record
-            return m.encode(m.Failure(f"{type(error).__name__}: {error}"))
+@dataclass(frozen=True)
+class Anchors:
+    """Preference pairs that a client shares."""
 
-    def _answer(self, request: m.Request) -> m.Reply:
-        match request:
-            case m.ScoreRequest():
-                return self._score(request)
-            case m.CompareRequest():
-                return m.CompareReply(
-                    [self._vote(*row) for row in zip(request.ids, request.first, request.second, strict=True)]
-                )
-            case m.AnchorRequest():
-                return self._anchors(request.count)
-            case m.RouterRequest():
-                return self._update_router(request)
-
-    def _score(self, request: m.ScoreRequest) -> m.ScoreReply:
-        images = [m.image_from_bytes(data) for data in request.images]
-        rows = [(*request.prompts[prompt], text) for prompt, text in request.completions]
-        scores = self.reward_model.score(
-            [prompt for _, prompt, _ in rows], [images[image] for image, _, _ in rows], [text for _, _, text in rows]
-        )
-        return m.ScoreReply.of(scores, self.reward_model.fingerprint)
-
-    def _vote(self, prompt_id: str, first: str, second: str) -> bool | None:
-        """The annotator's choice: the preferred answer over one that is merely right, and that over the rest."""
-        key = self.answers.get(prompt_id)
-        if key is None:
-            return None
-        worth = [2 * (text.strip() == key.answer) + (text.strip() in {key.answer, *key.accepted}) for text in (first, second)]
-        return None if worth[0] == worth[1] else worth[0] > worth[1]
-
-    def _anchors(self, count: int) -> m.AnchorReply:
-        shared = self.validation[:count]
-        return m.AnchorReply(
-            [m.image_bytes(image) for image in self.images[:count]],
-            [pair.prompt for pair in shared],
-            [pair.chosen for pair in shared],
-            [pair.rejected for pair in shared],
-        )
-
-    def ranked_rightly(self) -> torch.Tensor:
-        """Whether the reward model ranks each private validation pair as its annotator does, shape (N,) of 0 and 1."""
-        if self._ranked_rightly is None:
-            prompts, images = [pair.prompt for pair in self.validation], list(self.images)
-            chosen = self.reward_model.score(prompts, images, [pair.chosen for pair in self.validation])
-            rejected = self.reward_model.score(prompts, images, [pair.rejected for pair in self.validation])
-            self._ranked_rightly = torch.tensor(
-                [float(c is not None and r is not None and c > r) for c, r in zip(chosen, rejected, strict=True)]
-            )
-        return self._ranked_rightly
-
-    def _update_router(self, request: m.RouterRequest) -> m.RouterReply:
-        if self._states is None:
-            self._states = self.states()
-        delta = local_update(
-            load_tensors(request.router),
-            self._states,
-            self.ranked_rightly(),
-            self.index,
-            steps=request.local_steps,
-            learning_rate=request.learning_rate,
-        )
-        return m.RouterReply(delta.numpy().astype(np.float16).tobytes(), len(self._states))
+    prompts: list[str]
+    images: list[Image.Image]
+    chosen: list[str]
+    rejected: list[str]
 
 
 @dataclass
 class RemoteClient:
-    """The server's view of a client: a name, a way to reach it, and the ledger that counts every byte.
+    """A client by its name; the ledger counts every byte.
 
-    ``fingerprint`` is that of the reward model that last gave scores, None before.
+    ``fingerprint`` is that of the reward model that last answered, None before. Every method raises ``ClientError``.
     """
 
     name: str
@@ -125,63 +54,121 @@ class RemoteClient:
     ledger: Ledger
     fingerprint: str | None = None
 
-    def _ask(self, request: m.Request) -> m.Reply:
-        sent = m.encode(request)
-        received = self.transport(sent)
-        self.ledger.record(self.name, type(request).__name__.removesuffix("Request").lower(), up=len(received), down=len(sent))
-        try:
-            reply = m.decode_reply(received)
-        except m.MessageError as error:
-            raise ClientError(f"client {self.name}: {error}") from None
-        if isinstance(reply, m.Failure):
-            raise ClientError(f"client {self.name}: {reply.reason}")
-        return reply
-
-    def _expect(self, reply: m.Reply, n: int, values: Sequence[object]) -> None:
-        if len(values) != n:
-            raise ClientError(f"client {self.name}: {type(reply).__name__} has {len(values)} values; expected {n}")
+    def hello(self) -> str:
+        """The fingerprint of the client's reward model."""
+        self.fingerprint = self._ask(m.HelloRequest(), m.HelloReply).fingerprint
+        return self.fingerprint
 
     def score(self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]) -> list[float | None]:
-        """One calibrated score or None a completion; raises ``ClientError``."""
-        pictures: dict[int, tuple[int, bytes]] = {}
-        asked: dict[tuple[int, str], int] = {}
-        rows: dict[tuple[int, str], int] = {}
-        places = []
-        for prompt, image, completion in zip(prompts, images, completions, strict=True):
-            index, _ = pictures.setdefault(
-                id(image), (len(pictures), m.image_bytes(image) if id(image) not in pictures else b"")
-            )
-            row = (asked.setdefault((index, prompt), len(asked)), completion)
-            places.append(rows.setdefault(row, len(rows)))
-        reply = self._ask(m.ScoreRequest([data for _, data in pictures.values()], list(asked), list(rows)))
-        if not isinstance(reply, m.ScoreReply):
-            raise ClientError(f"client {self.name}: expected ScoreReply, got {type(reply).__name__}")
-        try:
-            scores = reply.values()
-        except ValueError as error:
-            raise ClientError(f"client {self.name}: ScoreReply holds no float16: {error}") from None
-        self._expect(reply, len(rows), scores)
-        self.fingerprint = reply.fingerprint
+        """One calibrated score or None a completion."""
+        rows: dict[tuple[int, str, str], int] = {}
+        places = [
+            rows.setdefault((id(image), prompt, completion), len(rows))
+            for prompt, image, completion in zip(prompts, images, completions, strict=True)
+        ]
+        pictures = {id(image): image for image in images}
+        scores: list[float | None] = []
+        for request, n in _score_requests(list(rows), pictures):
+            reply = self._ask(request, m.ScoreReply)
+            scores += self._checked(lambda reply=reply, n=n: reply.values(n))  # type: ignore[misc]
+            self.fingerprint = reply.fingerprint
         return [scores[place] for place in places]
 
     def compare(self, ids: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[bool | None]:
-        """The annotator's "A or B?" on public prompts; raises ``ClientError``."""
-        reply = self._ask(m.CompareRequest(list(ids), list(first), list(second)))
-        if not isinstance(reply, m.CompareReply):
-            raise ClientError(f"client {self.name}: expected CompareReply, got {type(reply).__name__}")
-        self._expect(reply, len(ids), reply.votes)
-        return reply.votes
+        """The annotator's "A or B?" on public prompts."""
+        votes = self._ask(m.CompareRequest(list(ids), list(first), list(second)), m.CompareReply).votes
+        if len(votes) != len(ids):
+            raise ClientError(f"client {self.name}: CompareReply has {len(votes)} votes; expected {len(ids)}")
+        return votes
 
-    def anchors(self, count: int) -> tuple[list[str], list[Image.Image], list[str], list[str]]:
-        """Prompts, images, chosen and rejected answers that the client agreed to share; raises ``ClientError``."""
-        reply = self._ask(m.AnchorRequest(count))
-        if not isinstance(reply, m.AnchorReply):
-            raise ClientError(f"client {self.name}: expected AnchorReply, got {type(reply).__name__}")
-        return reply.prompts, [m.image_from_bytes(data) for data in reply.images], reply.chosen, reply.rejected
+    def means(self, mean: NDArray[np.float32], projection: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+        """The noised mean (C,) of the client's prompts' features in the basis ``mean`` (F,), ``projection`` (F, C), and how
+        often its reward model ranks its pairs rightly."""
+        components = projection.shape[1]
+        request = m.MeansRequest(mean.astype("<f4").tobytes(), projection.astype("<f4").tobytes(), components)
+        reply = self._ask(request, m.MeansReply)
+        told = self._checked(lambda: reply.values(components))
+        if (length := float(np.linalg.norm(told))) > math.sqrt(components) * (1 + 1e-4):
+            raise ClientError(f"client {self.name}: a mean of length {length:.3g}; expected at most sqrt({components})")
+        return told, reply.accuracy
 
-    def router_update(self, router: bytes, local_steps: int, learning_rate: float) -> tuple[torch.Tensor, int]:
-        """The client's change of the router's flattened weights and how many prompts it rests on."""
-        reply = self._ask(m.RouterRequest(router, local_steps, learning_rate))
-        if not isinstance(reply, m.RouterReply):
-            raise ClientError(f"client {self.name}: expected RouterReply, got {type(reply).__name__}")
-        return torch.from_numpy(np.frombuffer(reply.delta, dtype=np.float16).astype(np.float32)), reply.examples
+    def anchors(self, most: int) -> Anchors:
+        """At most ``most`` of the pairs that the client lists as shared; maybe none."""
+        reply = self._ask(m.AnchorRequest(most), m.AnchorReply)
+        if len(reply.images) > most:
+            raise ClientError(f"client {self.name}: AnchorReply has {len(reply.images)} pairs; expected at most {most}")
+        images = self._checked(lambda: m.images_from_bytes(reply.images))
+        return Anchors(reply.prompts, images, reply.chosen, reply.rejected)
+
+    def _ask(self, request: m.Request, kind: type[R]) -> R:
+        """The client's reply, which is of that kind."""
+        sent = m.encode(request)
+        before = self._socket_bytes()
+        received = b""
+        try:
+            received = self.transport(sent)
+        finally:  # a call that fails has its price too
+            up, down = (now - then for now, then in zip(self._socket_bytes(), before, strict=True))
+            message = type(request).__name__.removesuffix("Request").lower()
+            self.ledger.record(self.name, message, up=len(received), down=len(sent), socket_up=up, socket_down=down)
+        reply = self._checked(lambda: m.decode_reply(received))
+        if isinstance(reply, m.Failure):
+            if reply.code == "budget":
+                raise BudgetSpentError(f"client {self.name}: its budget of {kind.__name__} for this run is spent")
+            raise ClientError(f"client {self.name}: it reports a failure ({reply.code}); its own log says more")
+        if not isinstance(reply, kind):
+            raise ClientError(f"client {self.name}: expected {kind.__name__}, got {type(reply).__name__}")
+        return reply
+
+    T = TypeVar("T")
+
+    def _checked(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except m.MessageError as error:
+            raise ClientError(f"client {self.name}: {error}") from None
+
+    def _socket_bytes(self) -> tuple[int, int]:
+        """What the transport's socket has carried so far, up and down; nothing in-process."""
+        counted: tuple[int, int] = getattr(self.transport, "socket_bytes", (0, 0))
+        return counted
+
+
+def _score_requests(
+    rows: Sequence[tuple[int, str, str]], pictures: dict[int, Image.Image]
+) -> Iterator[tuple[m.ScoreRequest, int]]:
+    """Requests for distinct rows of image, prompt and completion, each within the contract's bounds, and their rows.
+
+    Within a request no image and no prompt is sent twice.
+    """
+
+    def request() -> tuple[m.ScoreRequest, int]:
+        asked = [(images[image], prompt) for image, prompt in prompts]
+        return m.ScoreRequest([encoded[image] for image in images], asked, completions), len(completions)
+
+    encoded: dict[int, bytes] = {}
+    images: dict[int, int] = {}
+    prompts: dict[tuple[int, str], int] = {}
+    completions: list[tuple[int, str]] = []
+    pixels = size = 0
+    for image, prompt, completion in rows:
+        if image not in encoded:
+            encoded[image] = m.image_bytes(pictures[image])
+        area = pictures[image].width * pictures[image].height
+        text = len(prompt.encode()) + len(completion.encode()) + 32
+        full = len(completions) == m.MOST_COMPLETIONS or size + text + len(encoded[image]) > m.MOST_BYTES
+        if image not in images:
+            full = full or len(images) == m.MOST_IMAGES or pixels + area > m.MOST_PIXELS_IN_ALL
+        if full and completions:
+            yield (
+                m.ScoreRequest([encoded[i] for i in images], [(images[i], p) for i, p in prompts], completions),
+                len(completions),
+            )
+            images, prompts, completions, pixels, size = {}, {}, [], 0, 0
+        if image not in images:
+            images[image] = len(images)
+            pixels, size = pixels + area, size + len(encoded[image])
+        number = prompts.setdefault((image, prompt), len(prompts))
+        completions.append((number, completion))
+        size += text
+    yield request()

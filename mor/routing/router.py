@@ -1,6 +1,7 @@
 """The router: from a prompt's features to how much each client's opinion counts.
 
-    w(x) = softmax(MLP(e(x)) / tau),   e(x) the frozen base VLM's mean-pooled last hidden state of image and question
+    w(x) = softmax(f(e(x)) / tau),   e(x) the frozen base VLM's mean-pooled last hidden state of image and question,
+                                     f the nearest of the clients' means (``mor.routing.means``), or an MLP
 
 It sees the prompt and never the answer, so a policy cannot talk its way to a lenient critic. The reference points
 share its interface: ``uniform``; ``random``, the same weights in an order drawn for every prompt, so that top-k asks k
@@ -16,12 +17,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from safetensors.torch import save as save_bytes
 from torch import nn
 from torch.nn.functional import gelu
 
-KINDS = ("federated", "preferences", "online", "uniform", "random", "static", "oracle")
-LEARNED = ("federated", "preferences", "online", "static")
+from mor.routing.means import MeansNetwork
+
+KINDS = ("means", "preferences", "online", "uniform", "random", "static", "oracle")
+LEARNED = ("means", "preferences", "online", "static")
 
 
 class RouterNetwork(nn.Module):
@@ -74,7 +76,9 @@ def select(weights: torch.Tensor, *, top_k: int = 0, least: float = 0.0, present
 class Router:
     """Weights of the clients for prompts; ``network`` is None for uniform, random and oracle.
 
-    ``excluded`` clients have failed the control questions (``mor.federation.control``): a learned router gives them no weight.
+    A learned router gives no weight to clients that are ``excluded``, for they failed the control questions
+    (``mor.federation.control``), or ``absent``: they did not answer when it was fitted, or rank their own pairs by chance.
+    ``seed`` is of the random router's order.
     """
 
     def __init__(
@@ -86,42 +90,47 @@ class Router:
         temperature: float = 1.0,
         owners: dict[str, list[str]] | None = None,
         excluded: Sequence[str] = (),
+        absent: Sequence[str] = (),
+        seed: int = 0,
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"unknown router {kind!r}; expected one of {', '.join(KINDS)}")
         self.kind, self.clients, self.network = kind, list(clients), network
-        self.temperature, self.owners, self.excluded = temperature, owners or {}, list(excluded)
+        self.temperature, self.owners, self.seed = temperature, owners or {}, seed
+        self.excluded, self.absent = list(excluded), list(absent)
 
     @property
     def lost(self) -> list[bool]:
-        """Whether each client is excluded."""
-        return [client in self.excluded for client in self.clients]
+        """Whether each client is excluded or absent."""
+        return [client in self.excluded or client in self.absent for client in self.clients]
+
+    def with_network(self, network: nn.Module) -> Router:
+        """The same router with another network."""
+        return Router(
+            self.kind, self.clients, network, temperature=self.temperature, owners=self.owners, excluded=self.excluded,
+            absent=self.absent, seed=self.seed,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def weights(self, features: torch.Tensor, categories: Sequence[str | None] = ()) -> torch.Tensor:
         """Shape (N, clients), rows sum to 1; ``categories`` matter to the oracle alone."""
         if self.network is not None:
             learned: torch.Tensor = (self.network(features) / self.temperature).softmax(dim=1)
-            return select(learned, present=torch.tensor([not lost for lost in self.lost])) if self.excluded else learned
+            return select(learned, present=torch.tensor([not lost for lost in self.lost])) if any(self.lost) else learned
         table = torch.ones(len(features), len(self.clients))
         if self.kind == "oracle":
             for row, category in zip(table, categories, strict=True):
                 owners = self.owners.get(category or "", self.clients)
                 row.copy_(torch.tensor([float(client in owners) for client in self.clients]))
         if self.kind == "random":
-            table += 1e-6 * torch.rand(table.shape, generator=torch.Generator().manual_seed(0))
+            table += 1e-6 * torch.rand(table.shape, generator=torch.Generator().manual_seed(self.seed))
         return table / table.sum(dim=1, keepdim=True)
-
-    def state_bytes(self) -> bytes:
-        """The network's weights as safetensors bytes."""
-        assert self.network is not None, f"the {self.kind} router has no weights"
-        return save_bytes({name: tensor.contiguous() for name, tensor in self.network.state_dict().items()})
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         described = {
             "kind": self.kind, "clients": self.clients, "temperature": self.temperature, "owners": self.owners,
-            "excluded": self.excluded,
+            "excluded": self.excluded, "absent": self.absent, "seed": self.seed,
         }  # fmt: skip
         (folder / "router.json").write_text(json.dumps(described, indent=2) + "\n")
         if self.network is not None:
@@ -135,6 +144,7 @@ class Router:
         return cls(
             described["kind"], described["clients"], network,
             temperature=described["temperature"], owners=described["owners"], excluded=described["excluded"],
+            absent=described["absent"], seed=described["seed"],
         )  # fmt: skip
 
 
@@ -143,6 +153,9 @@ def network_from_state(state: dict[str, torch.Tensor]) -> nn.Module:
     network: nn.Module
     if "logits" in state:
         network = StaticNetwork(len(state["logits"]))
+    elif "projection" in state:
+        features, components = state["projection"].shape
+        network = MeansNetwork(features, components, len(state["bias"]))
     else:
         hidden, features = state["hidden.weight"].shape
         network = RouterNetwork(features, hidden, len(state["output.bias"]))

@@ -7,18 +7,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mor.alignment.reward import MixedReward, PublicPrompt, QuorumError, mix
+from mor.alignment.reward import MixedReward, PublicPrompt, mix
+from mor.config import Boundary
 from mor.federation import messages as m
-from mor.federation.client import ClientService, RemoteClient
+from mor.federation.client import RemoteClient
 from mor.federation.ledger import Ledger
+from mor.federation.quorum import QuorumError
+from mor.federation.service import ClientService
 
 IMAGE = Image.new("RGB", (4, 4))
+BOUNDARY = Boundary(epsilon=8.0, delta=1e-5, prompts=300, means=1, scores=10**6, comparisons=10**4)
+FINGERPRINT = "0123456789abcdef"
 
 
 class TableReward:
     """A reward model that looks its scores up by completion."""
 
-    fingerprint = "table"
+    fingerprint = FINGERPRINT
 
     def __init__(self, table: dict[str, float | None]) -> None:
         self.table = table
@@ -28,11 +33,11 @@ class TableReward:
 
 
 def remote(name: str, table: dict[str, float | None]) -> RemoteClient:
-    return RemoteClient(name, ClientService(TableReward(table), 0).handle, Ledger())
+    return RemoteClient(name, ClientService(TableReward(table), BOUNDARY).handle, Ledger())
 
 
 def broken(name: str) -> RemoteClient:
-    return RemoteClient(name, lambda data: m.encode(m.Failure("out of memory")), Ledger())
+    return RemoteClient(name, lambda data: m.encode(m.Failure("internal")), Ledger())
 
 
 def reward(clients: list[RemoteClient], weights: list[float], **options: object) -> MixedReward:
@@ -71,9 +76,26 @@ def test_where_one_client_cannot_score_the_others_are_renormalised() -> None:
 
 
 def test_an_absent_client_is_left_out_and_recorded() -> None:
-    mixed = reward([remote("x", FIRST), broken("y")], [0.01, 0.99], quorum=1)
+    mixed = reward([remote("x", FIRST), broken("y")], [0.6, 0.4], quorum=1)
     assert mixed(**ASKED) == [1.0, 3.0]
     assert mixed.absent == {"y": 1}
+
+
+@pytest.mark.parametrize(("coverage", "judged"), [(0.5, False), (0.25, True), (0.0, True)])
+def test_where_an_expert_is_absent_nobody_judges_in_its_place(coverage: float, judged: bool) -> None:
+    mixed = reward([remote("x", FIRST), broken("y")], [0.25, 0.75], quorum=1, coverage=coverage)
+    assert mixed(**ASKED) == ([1.0, 3.0] if judged else [None, None])
+
+
+def test_who_was_not_asked_has_not_answered() -> None:
+    with pytest.raises(QuorumError, match="0 of 3 clients answered, the quorum is 2; no answer from z, x, y"):
+        reward([broken("x"), broken("y"), broken("z")], [0.1, 0.1, 0.8], quorum=2, top_k=1)(**ASKED)
+
+
+def test_unasked_clients_that_greet_make_the_quorum() -> None:
+    clients = [remote("x", FIRST), remote("y", SECOND), broken("z")]
+    assert reward(clients, [0.9, 0.06, 0.04], quorum=2, top_k=1)(**ASKED) == [1.0, 3.0]
+    assert clients[1].ledger.bytes["y", "hello", "up"] > 0
 
 
 def test_below_the_quorum_the_round_pauses_and_names_who_is_missing() -> None:
@@ -87,8 +109,10 @@ def test_top_one_asks_only_the_first_choice() -> None:
     assert clients[1].ledger.total("y", "down") == 0
 
 
-def test_top_one_asks_the_next_best_where_the_first_choice_is_absent() -> None:
-    assert reward([remote("x", FIRST), broken("y")], [0.4, 0.6], top_k=1)(**ASKED) == [1.0, 3.0]
+def test_top_one_asks_nobody_else_where_the_first_choice_is_absent() -> None:
+    clients = [remote("x", FIRST), broken("y")]
+    assert reward(clients, [0.4, 0.6], top_k=1)(**ASKED) == [None, None]
+    assert clients[0].ledger.bytes["x", "score", "down"] == 0
 
 
 def test_group_calibration_ignores_a_clients_scale_and_shift() -> None:

@@ -68,7 +68,7 @@ def fake_evaluation(suites: dict[str, list[Question]], rng: np.random.Generator)
         "fedavg": {"lora_bytes": 1_900_000, "full_bytes": 15_600_000},
         "seconds": {"benchmark": 21.3, "validate": 9.9, **{f"reward_{c}": 61.0 + 9 * i for i, c in enumerate(CLIENTS)}}
         | {"router": 14.2, "align": 231.0, "evaluate": 48.5},
-        "settings": {"seed": 0, "router": "federated", "mixture": "weighted", "grpo": {"beta": 0.04, "steps": 50}},
+        "settings": {"seed": 0, "router": "means", "mixture": "weighted", "grpo": {"beta": 0.04, "steps": 50}},
     }
 
 

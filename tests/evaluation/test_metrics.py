@@ -26,7 +26,7 @@ def raw(**changes: Any) -> dict[str, Any]:
         "clients": ["one", "two"],
         "wire": {"one": {"up_bytes": 10, "down_bytes": 20}},
         "seconds": {"align": 1.5},
-        "settings": {"seed": 0, "router": "federated"},
+        "settings": {"seed": 0, "router": "means"},
     } | changes
 
 

@@ -1,12 +1,11 @@
 """Routers: weights sum to one, masks renormalise, and each fit finds the client that is right."""
 
-import copy
 from pathlib import Path
 
 import pytest
 import torch
 
-from mor.routing.fit import apply_updates, fit_bradley_terry, flat, local_update, new_network, server_optimiser
+from mor.routing.fit import fit_bradley_terry, new_network
 from mor.routing.router import Router, StaticNetwork, select
 
 NAMES = ["x", "y"]
@@ -61,52 +60,20 @@ def test_the_oracle_follows_owners_and_shares_what_nobody_owns() -> None:
     assert oracle.weights(FEATURES[:2], ["count", "other"]).tolist() == [[0.0, 1.0], [0.5, 0.5]]
 
 
-def test_federated_updates_learn_who_owns_which_prompts() -> None:
-    router = fresh("federated")
-    assert router.network is not None
-    optimiser = server_optimiser(router.network, 0.1)
-    for _ in range(10):
-        state = router.network.state_dict()
-        right = torch.ones(40)
-        updates = [
-            (local_update(state, FEATURES[:40], right, 0, steps=4, learning_rate=0.05), 40),
-            (local_update(state, FEATURES[40:], right, 1, steps=4, learning_rate=0.05), 40),
-        ]
-        apply_updates(router.network, updates, optimiser)
-    assert accuracy(router) == 1.0
-
-
-def test_a_client_that_is_wrong_pushes_prompts_away_and_one_that_guesses_leaves_them() -> None:
-    network = fresh("federated").network
-    assert network is not None
-
-    def moved(right: torch.Tensor) -> torch.Tensor:
-        delta = local_update(network.state_dict(), FEATURES[:40], right, 0, steps=1, learning_rate=0.5)
-        after = copy.deepcopy(network)
-        torch.nn.utils.vector_to_parameters(flat(after) + delta, after.parameters())
-        return after(FEATURES[:40]).softmax(1)[:, 0].mean() - 0.5
-
-    assert moved(torch.ones(40)) > 0.05 > -0.05 > moved(torch.zeros(40))
-    assert abs(moved(torch.arange(40) % 2)) < 0.02
-
-
 def test_an_excluded_client_has_no_weight_and_comes_back_from_disk_without(tmp_path: Path) -> None:
-    router = fresh("federated")
-    router.excluded = ["x"]
-    router.save(tmp_path)
-    for same in (router, Router.load(tmp_path)):
-        assert same.weights(FEATURES).tolist() == [[0.0, 1.0]] * 80
+    for excluded, absent in ((["x"], []), ([], ["x"])):
+        router = fresh("preferences")
+        router.excluded, router.absent = excluded, absent
+        router.save(tmp_path)
+        for same in (router, Router.load(tmp_path)):
+            assert same.weights(FEATURES).tolist() == [[0.0, 1.0]] * 80
 
 
-def test_one_client_alone_updates_as_training_in_one_place_would() -> None:
-    network = fresh().network
-    assert network is not None
-    before = flat(network)
-    delta = local_update(network.state_dict(), FEATURES, torch.ones(80), 0, steps=1, learning_rate=0.1)
-    loss = -network(FEATURES).log_softmax(1)[:, 0].mean()
-    loss.backward()
-    gradient = torch.cat([parameter.grad.reshape(-1) for parameter in network.parameters()])  # type: ignore[union-attr]
-    assert torch.allclose(before + delta, before - 0.1 * gradient, atol=1e-6)
+def test_a_random_router_of_another_seed_picks_others_and_keeps_its_seed_on_disk(tmp_path: Path) -> None:
+    first, second = (select(Router("random", NAMES, seed=seed).weights(FEATURES), top_k=1) for seed in (1, 2))
+    assert not torch.equal(first, second)
+    Router("random", NAMES, seed=2).save(tmp_path)
+    assert torch.equal(select(Router.load(tmp_path).weights(FEATURES), top_k=1), second)
 
 
 def margins() -> torch.Tensor:
@@ -133,7 +100,7 @@ def test_an_unscorable_client_gets_no_say_in_the_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    "router", [fresh("federated"), Router("static", NAMES, StaticNetwork(2)), Router("oracle", NAMES, owners={"a": ["x"]})]
+    "router", [fresh("preferences"), Router("static", NAMES, StaticNetwork(2)), Router("oracle", NAMES, owners={"a": ["x"]})]
 )
 def test_a_saved_router_weighs_as_before(router: Router, tmp_path: Path) -> None:
     router.save(tmp_path)

@@ -11,6 +11,7 @@ import torch
 
 from mor.alignment.rounds import Refit
 from mor.config import load_params
+from mor.federation import messages as m
 from mor.federation.client import RemoteClient
 from mor.federation.ledger import Ledger
 from mor.routing.router import Router
@@ -23,7 +24,7 @@ NAMES = list(PARAMS.clients)
 
 
 def client(name: str, fingerprint: str | None) -> RemoteClient:
-    return RemoteClient(name, lambda data: data, Ledger(), fingerprint)
+    return RemoteClient(name, lambda data: m.encode(m.Failure("internal")), Ledger(), fingerprint)
 
 
 @pytest.mark.parametrize(
@@ -41,18 +42,26 @@ def test_another_reward_model_is_noticed(
 ) -> None:
     if before is not None:
         (tmp_path / FINGERPRINTS).write_text(json.dumps(before))
-    assert fingerprints([client(*one) for one in seen.items()], tmp_path) == (now, changed)
+    assert fingerprints([client(*one) for one in seen.items()], tmp_path, []) == (now, changed)
+
+
+def test_who_was_absent_and_answers_again_is_new_to_the_router(tmp_path: Path) -> None:
+    def hello(data: bytes) -> bytes:
+        return m.encode(m.HelloReply("f" * 16))
+
+    clients = [RemoteClient("here", hello, Ledger()), RemoteClient("back", hello, Ledger()), client("away", None)]
+    assert fingerprints(clients, tmp_path, ["back", "away"]) == ({"back": "f" * 16}, ["back"])
 
 
 @pytest.mark.parametrize(
     ("kind", "number", "pairs", "changed", "called"),
     [
-        ("federated", 1, 48, [], ["refit old, trust 1.0"]),
-        ("federated", 1, 48, ["scenes"], ["fit anew"]),
+        ("means", 1, 48, [], ["refit old, trust 1.0"]),
+        ("means", 1, 48, ["scenes"], ["fit anew"]),
         ("online", 0, 48, [], ["refit old, trust 0.0"]),
         ("online", 1, 48, [], ["refit old, trust 1.0"]),
         ("online", 1, 48, ["scenes"], ["refit unfitted, trust 0.0"]),
-        ("federated", 1, 0, ["scenes"], []),
+        ("means", 1, 0, ["scenes"], []),
         ("uniform", 1, 48, ["scenes"], []),
     ],
 )
@@ -72,7 +81,7 @@ def test_what_becomes_of_the_router(
         calls.append(f"refit {'old' if router is old else 'unfitted'}, trust {trust}")
         return fitted, Refit(3, 0.5)
 
-    monkeypatch.setattr(alignment, "fit_and_control", lambda *_: (calls.append("fit anew"), (fitted, {}))[1])
+    monkeypatch.setattr(alignment, "fit_and_control", lambda *_: (calls.append("fit anew"), (fitted, None))[1])
     monkeypatch.setattr(alignment, "refit_router", refit)
     monkeypatch.setattr(alignment, "unfitted", lambda *_: unfitted)
     monkeypatch.setattr(alignment, "load_policy", MagicMock())

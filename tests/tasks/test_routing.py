@@ -1,0 +1,117 @@
+"""Fitting the router asks clients, and no answer is no answer: who is away has no weight, and too few end the stage."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mor.config import Unavailable, UserError, load_params
+from mor.data.schema import Preference
+from mor.federation import messages as m
+from mor.federation.client import RemoteClient
+from mor.federation.ledger import Ledger
+from mor.federation.quorum import QuorumError
+from mor.federation.service import ClientService
+from tasks.compare import changed
+from tasks.routing import fit_and_control
+from tests.alignment.test_mixed_reward import BOUNDARY, TableReward
+
+PARAMS = changed(
+    load_params(Path(__file__).parents[2] / "params.yaml"),
+    {"router.control": 0, "router.components": 4, "clients": {name: {"backbone": "models/zoo/llava"} for name in "xyz"}},
+)
+IMAGE = Image.new("RGB", (4, 4))
+generator = torch.Generator().manual_seed(0)
+CENTRES = 3 * torch.randn(3, 6, generator=generator)
+PUBLIC = CENTRES.repeat_interleave(40, dim=0) + torch.randn(120, 6, generator=generator)
+PAIRS = [Preference(id=f"p{i}", image="x.png", prompt=f"{i}?", chosen="good", rejected="bad") for i in range(40)]
+
+
+class Base:
+    """Reads a prompt by the number that it starts with."""
+
+    def prompt_states(self, prompts: list[str], images: list[Any]) -> torch.Tensor:
+        return torch.stack([CENTRES[int(prompt[0])] for prompt in prompts])
+
+
+def dead(name: str) -> RemoteClient:
+    return RemoteClient(name, lambda data: m.encode(m.Failure("internal")), Ledger())
+
+
+def client(name: str, k: int, *, good: float = 1.0, shares: int = 0, seen: list[m.Request] | None = None) -> RemoteClient:
+    own = [pair.model_copy(update={"prompt": f"{k} {pair.prompt}"}) for pair in PAIRS]
+    service = ClientService(
+        TableReward({"good": good, "bad": 0.0}), BOUNDARY, own, [IMAGE] * 40, lambda: CENTRES[k].repeat(40, 1),
+        anchors=[(pair, IMAGE) for pair in own[:shares]], noise=np.random.default_rng(k),
+    )  # fmt: skip
+
+    def transport(data: bytes) -> bytes:
+        if seen is not None:
+            seen.append(m.decode_request(data))
+        return service.handle(data)
+
+    return RemoteClient(name, transport, Ledger())
+
+
+def fit(clients: list[RemoteClient], **changes: Any) -> Any:
+    params = changed(PARAMS, {name.replace("__", "."): value for name, value in changes.items()})
+    return fit_and_control(params, clients, Base(), PUBLIC)  # type: ignore[arg-type]
+
+
+def test_the_router_finds_every_clients_prompts() -> None:
+    router, said = fit([client("x", 0), client("y", 1), client("z", 2)])
+    assert router.weights(CENTRES).argmax(1).tolist() == [0, 1, 2]
+    assert said.metrics["router.answered.y"] == 1.0
+
+
+def test_who_is_away_has_no_weight_and_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    router, said = fit([client("x", 0), dead("y"), client("z", 2)])
+    assert router.absent == ["y"]
+    assert router.weights(PUBLIC)[:, 1].max() == 0
+    assert said.metrics["router.answered.y"] == 0.0
+    assert "client y is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["means", "preferences"])
+def test_below_the_quorum_no_router_is_made(kind: str) -> None:
+    with pytest.raises(QuorumError, match="1 of 3 clients answered, the quorum is 2; no answer from y, z"):
+        fit([client("x", 0, shares=5), dead("y"), dead("z")], router__kind=kind)
+    assert issubclass(QuorumError, Unavailable)
+
+
+def test_a_client_that_ranks_its_own_pairs_by_chance_gets_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    router, _ = fit([client("x", 0), client("y", 1, good=-1.0), client("z", 2)])
+    assert router.weights(PUBLIC)[:, 1].max() == 0
+    assert "no better than chance" in capsys.readouterr().err
+
+
+def test_where_nobody_is_better_than_chance_nobody_is_singled_out() -> None:
+    router, _ = fit([client(name, k, good=-1.0) for k, name in enumerate("xyz")])
+    assert router.excluded == []
+
+
+def test_a_clients_anchors_reach_no_other_client() -> None:
+    heard: dict[str, list[m.Request]] = {name: [] for name in "xyz"}
+    router, _ = fit([client(n, k, shares=20, seen=heard[n]) for k, n in enumerate("xyz")], router__kind="preferences")
+    for k, name in enumerate("xyz"):
+        prompts = [text for request in heard[name] if isinstance(request, m.ScoreRequest) for _, text in request.prompts]
+        assert prompts
+        assert all(prompt.startswith(f"{k} ") for prompt in prompts)
+    assert router.weights(CENTRES).argmax(1).tolist() == [0, 1, 2]
+
+
+def test_where_nobody_shares_pairs_the_preferences_router_says_so() -> None:
+    with pytest.raises(UserError, match="no client shares any: list their ids under clients.<name>.shared_anchors"):
+        fit([client(name, k) for k, name in enumerate("xyz")], router__kind="preferences")
+
+
+def test_one_client_cannot_bend_the_router_further_than_its_own_mean() -> None:
+    def lying(data: bytes) -> bytes:
+        return m.encode(m.MeansReply(np.full(4, 1e4, "<f4").tobytes(), 1.0))
+
+    router, _ = fit([client("x", 0), RemoteClient("y", lying, Ledger()), client("z", 2)])
+    assert router.absent == ["y"]  # refused, not averaged in
+    assert router.weights(CENTRES)[[0, 2]].argmax(1).tolist() == [0, 2]
