@@ -131,10 +131,10 @@ def _margins(client: RemoteClient, anchors: Anchors) -> torch.Tensor:
 
 def control_clients(
     router: Router, clients: list[RemoteClient], params: Params, base: Vlm, features: torch.Tensor
-) -> tuple[dict[str, Share], list[str]]:
-    """Ask the control questions; returns each client's share of fitting answers, and who failed.
+) -> tuple[dict[str, Share], list[str], dict[str, str]]:
+    """Ask the control questions; returns each client's share of fitting answers, who failed, and why others gave no answer.
 
-    Where every client fails, the base must be no judge, and nobody did.
+    Where every client that answers fails, the base must be no judge, and nobody did. Raises ``QuorumError`` where too few answer.
     """
     rows, images = public_prompts()
     budget, rng = min(params.router.control, len(rows)), stream(params.seed, "control", str(len(router.excluded)))
@@ -144,9 +144,11 @@ def control_clients(
     answers = base.answer(prompts, pictures, params.grpo.max_completion_tokens)
     weights = router.weights(features[pool]).double().numpy()
     columns = [clients.index(client) for client in asked]
-    shares = control_shares(asked, weights[:, columns], prompts, pictures, answers, budget, rng)
-    failed = [name for name, share in shares.items() if share.not_above_chance]
-    return shares, [] if len(failed) == len(shares) else failed
+    shares, silent = control_shares(asked, weights[:, columns], prompts, pictures, answers, budget, rng)
+    require_quorum(asked, silent, params.grpo.quorum)
+    judged = {name: share for name, share in shares.items() if share.questions}
+    failed = [name for name, share in judged.items() if share.not_above_chance]
+    return shares, [] if len(failed) == len(judged) else failed, silent
 
 
 def unfitted(params: Params, features: torch.Tensor) -> Router:
@@ -175,9 +177,12 @@ def fit_and_control(params: Params, clients: list[RemoteClient], base: Vlm, feat
             router = fit_preferences(router, clients, params, base, features, fit)
         if not params.router.control or router.kind == "static":
             return router, fit
-        asked, failed = control_clients(router, clients, params, base, features)
+        asked, failed, silent = control_clients(router, clients, params, base, features)
         fit.shares |= asked
         if not failed:
+            for name, reason in silent.items():
+                warn(name, f"{reason}. Who does not answer the control questions is not trusted")
+            router.absent = [*router.absent, *silent]
             return router, fit
         for name in failed:
             told = f"{fit.shares[name].value:.0%} of {fit.shares[name].questions} control questions"

@@ -46,13 +46,13 @@ def control_shares(
     answers: Sequence[str],
     budget: int,
     rng: np.random.Generator,
-) -> dict[str, Share]:
-    """Each client's share of control questions on which it prefers the fitting answer.
+) -> tuple[dict[str, Share], dict[str, str]]:
+    """Each client's share of control questions on which it prefers the fitting answer, and why others gave no answer.
 
     ``answers`` are the base's own to the N ``prompts``. A client is asked ``budget`` questions, drawn in proportion to its
     ``weights`` (N, clients).
     """
-    shares = {}
+    shares, failures = {}, {}
     for k, client in enumerate(clients):
         shares[client.name] = Share(float("nan"), 0)
         if not weights[:, k].any():
@@ -63,12 +63,13 @@ def control_shares(
         texts, pictures = [prompts[i] for i in drawn] * 2, [images[i] for i in drawn] * 2
         try:
             scores = client.score(texts, pictures, [answers[i] for i in (*drawn, *others)])
-        except ClientError:
+        except ClientError as error:
+            failures[client.name] = str(error)
             continue
         pairs = zip(scores[: len(drawn)], scores[len(drawn) :], strict=True)
         fitting = [a is not None and b is not None and a > b for a, b in pairs]
         shares[client.name] = Share(float(np.mean(fitting)), len(drawn))
-    return shares
+    return shares, failures
 
 
 def _another(i: int, prompts: Sequence[str], answers: Sequence[str], rng: np.random.Generator) -> int:

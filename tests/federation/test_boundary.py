@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -125,7 +125,7 @@ def test_the_text_of_an_error_stays_at_the_client(caplog: pytest.LogCaptureFixtu
     request = m.encode(m.ScoreRequest([m.image_bytes(IMAGE)], [(0, "?")], [(0, "patient 4711")]))
     assert private.handle(request) == m.encode(m.Failure("internal"))
     assert "patient 4711" in caplog.text
-    with pytest.raises(ClientError, match="client x: it reports a failure \\(internal\\)"):
+    with pytest.raises(ClientError, match=r"client x: it reports a failure \(internal\)"):
         remote(private.handle).score(["?"], [IMAGE], ["patient 4711"])
 
 
@@ -145,7 +145,7 @@ def test_a_spent_budget_is_a_typed_refusal_and_nothing_is_answered_by_halves(wha
         assert ask(2) == [1.0, 0.0]
     else:
         assert ask(3) == [None] * 3
-    with pytest.raises(BudgetSpentError, match="budget of .*Reply for this run is spent"):
+    with pytest.raises(BudgetSpentError, match=r"budget of .*Reply for this run is spent"):
         ask(2)
     assert issubclass(BudgetSpentError, ClientError)
 
@@ -321,7 +321,9 @@ def test_work_ends_when_the_caller_is_gone() -> None:
     scored: list[int] = []
 
     class Counting(TableReward):
-        def score(self, prompts, images, completions):  # type: ignore[no-untyped-def]
+        def score(
+            self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]
+        ) -> list[float | None]:
             scored.append(len(completions))
             return [0.0] * len(completions)
 

@@ -32,7 +32,7 @@ def client(name: str, sign: float) -> RemoteClient:
 
 
 def shares(weights: np.ndarray, clients: list[RemoteClient]) -> dict[str, Share]:
-    return control_shares(clients, weights, PROMPTS, IMAGES, ANSWERS, 16, np.random.default_rng(0))
+    return control_shares(clients, weights, PROMPTS, IMAGES, ANSWERS, 16, np.random.default_rng(0))[0]
 
 
 def test_a_client_that_prefers_other_answers_fails() -> None:

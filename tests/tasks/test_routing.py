@@ -8,13 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from mor.config import Unavailable, UserError, load_params
-from mor.data.schema import Preference
+from mor.config import ConfigError, Unavailable, UserError, load_params
+from mor.data.schema import Preference, Prompt
 from mor.federation import messages as m
 from mor.federation.client import RemoteClient
 from mor.federation.ledger import Ledger
 from mor.federation.quorum import QuorumError
 from mor.federation.service import ClientService
+from tasks import routing
+from tasks.clients import shared_anchors
 from tasks.compare import changed
 from tasks.routing import fit_and_control
 from tests.alignment.test_mixed_reward import BOUNDARY, TableReward
@@ -32,6 +34,9 @@ PAIRS = [Preference(id=f"p{i}", image="x.png", prompt=f"{i}?", chosen="good", re
 
 class Base:
     """Reads a prompt by the number that it starts with."""
+
+    def answer(self, prompts: list[str], images: list[Any], max_new_tokens: int) -> list[str]:
+        return ["good" if int(prompt.split()[1][:-1]) % 2 else "bad" for prompt in prompts]
 
     def prompt_states(self, prompts: list[str], images: list[Any]) -> torch.Tensor:
         return torch.stack([CENTRES[int(prompt[0])] for prompt in prompts])
@@ -77,7 +82,7 @@ def test_who_is_away_has_no_weight_and_is_told_of(capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("kind", ["means", "preferences"])
 def test_below_the_quorum_no_router_is_made(kind: str) -> None:
-    with pytest.raises(QuorumError, match="1 of 3 clients answered, the quorum is 2; no answer from y, z"):
+    with pytest.raises(QuorumError, match=r"1 of 3 clients answered, the quorum is 2; no answer from y, z"):
         fit([client("x", 0, shares=5), dead("y"), dead("z")], router__kind=kind)
     assert issubclass(QuorumError, Unavailable)
 
@@ -104,8 +109,33 @@ def test_a_clients_anchors_reach_no_other_client() -> None:
 
 
 def test_where_nobody_shares_pairs_the_preferences_router_says_so() -> None:
-    with pytest.raises(UserError, match="no client shares any: list their ids under clients.<name>.shared_anchors"):
+    with pytest.raises(UserError, match=r"no client shares any: list their ids under clients.<name>.shared_anchors"):
         fit([client(name, k) for k, name in enumerate("xyz")], router__kind="preferences")
+
+
+def test_who_does_not_answer_the_control_questions_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Prompt(id=f"q{i}", image="x.png", prompt=f"{i % 3} {i}?") for i in range(120)]
+    features = Base().prompt_states([row.prompt for row in rows], [])
+    monkeypatch.setattr(routing, "public_prompts", lambda: (rows, [IMAGE] * len(rows)))
+    evasive = client("y", 1)
+    honest = evasive.transport
+
+    def transport(data: bytes) -> bytes:
+        request = m.decode_request(data)
+        return m.encode(m.Failure("internal")) if isinstance(request, m.ScoreRequest) else honest(data)
+
+    evasive.transport = transport
+    params = changed(PARAMS, {"router.control": 8})
+    router, said = fit_and_control(params, [client("x", 0), evasive, client("z", 2)], Base(), features)  # type: ignore[arg-type]
+    assert router.absent == ["y"]
+    assert router.weights(CENTRES)[:, 1].max() == 0
+    assert said.shares["x"].questions == 8
+
+
+def test_an_id_that_a_client_does_not_have_cannot_be_shared() -> None:
+    params = changed(PARAMS, {"clients.x.shared_anchors": ["p1", "patient 4711"]})
+    with pytest.raises(ConfigError, match=r"clients.x.shared_anchors: 1 of its ids"):
+        shared_anchors(params, "x", PAIRS)
 
 
 def test_one_client_cannot_bend_the_router_further_than_its_own_mean() -> None:
