@@ -22,7 +22,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
     if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
         raise UserError("MLFLOW_TRACKING_URI is a server's address: open that in a browser, or unset the variable")
     services.heed_signals()
-    service = services.mlflow_ui("ui", f"http://127.0.0.1:{port}", "choose another with --port")
+    service = services.mlflow_at(f"http://127.0.0.1:{port}", "ui", "choose another with --port")
     with services.supervise([service]):
         services.wait_for(service)
         console.print(f"MLflow: http://127.0.0.1:{port}", highlight=False)

@@ -132,11 +132,12 @@ def mlflow_app() -> ASGIApp:
     from mlflow.tracking._tracking_service.utils import _get_default_tracking_uri
 
     store = os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_BACKEND_STORE_URI") or _get_default_tracking_uri()
+    artifacts = "mlflow-artifacts:/"
     os.environ |= {
         constants.BACKEND_STORE_URI_ENV_VAR: store,
         constants.REGISTRY_STORE_URI_ENV_VAR: store,
         constants.SERVE_ARTIFACTS_ENV_VAR: "true",
-        constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
+        constants.ARTIFACT_ROOT_ENV_VAR: artifacts,
         constants.ARTIFACTS_DESTINATION_ENV_VAR: os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", "./mlartifacts"),
         "_MLFLOW_SGI_NAME": "uvicorn",
         "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{host}:*" for host in HOSTS),
@@ -144,7 +145,9 @@ def mlflow_app() -> ASGIApp:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes of which nothing here makes use
     }
     from mlflow.server.fastapi_app import app
+    from mlflow.server.handlers import initialize_backend_stores
 
+    initialize_backend_stores(store, store, artifacts)
     return guarded(app, login())
 
 

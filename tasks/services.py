@@ -238,10 +238,13 @@ def prefect_server() -> Service:
     return Service("server", command, guard.prefect_environment(PREFECT_UI), f"{PREFECT_UI}/api/health", door)
 
 
-def mlflow_ui(
-    name: str = "mlflow", address: str = MLFLOW_UI, way_out: str = "name that server with MLFLOW_TRACKING_URI"
-) -> Service:
+def mlflow_ui() -> Service:
     """MLflow's UI on the project's own store, or on that of ``MLFLOW_TRACKING_URI``."""
+    return mlflow_at(MLFLOW_UI, "mlflow", "name that server with MLFLOW_TRACKING_URI")
+
+
+def mlflow_at(address: str, name: str, way_out: str) -> Service:
+    """The same at another address; ``way_out`` is what to do where that is taken."""
     door = listen(address, way_out)
     command = [*guard.MLFLOW, "--fd", str(door.fileno())]
     return Service(name, command, {guard.OWN_LOGIN: guard.login()}, f"{address}/health", door)

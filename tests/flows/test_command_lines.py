@@ -168,8 +168,6 @@ def test_words_for_dvc_reach_it_as_they_are(monkeypatch: pytest.MonkeyPatch, fol
     monkeypatch.chdir(folder)
     monkeypatch.setattr(pipeline, "pipeline", lambda words: got.append(list(words)))
     with pytest.raises(SystemExit) as ended:
-        runtime.command(
-            pipeline.run, ["--force", "-s", "validate", "--set-param", "seed=1"], context_settings=pipeline.FOR_DVC
-        )
+        runtime.command(pipeline.run, ["--force", "-s", "validate", "--set-param", "seed=1"], context_settings=pipeline.FOR_DVC)
     assert ended.value.code == 0
     assert got == [["--force", "-s", "validate", "--set-param", "seed=1"]]
