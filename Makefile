@@ -42,8 +42,8 @@ zoo: $(INSTALLED)  ## train the tiny models again, whose weights are in git
 	@trap : INT TERM; sed -i.frozen 's/^    frozen: true/    frozen: false/' dvc.yaml; \
 		$(BIN)/dvc repro zoo; code=$$?; mv dvc.yaml.frozen dvc.yaml; exit $$code  # `dvc freeze` would drop the layout
 
-ui: $(INSTALLED)  ## the runs, in a browser
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui
+ui: $(INSTALLED)  ## the runs, in a browser; it asks for the login of .prefect/login
+	@trap : INT TERM; $(BIN)/python -m flows.ui $(ARGS)
 
 clean:  ## remove what runs have made, but neither your data in data/ nor the environment
 	rm -rf models/rewards models/router models/policy reports .checkpoints .prefect mlruns mlflow.db dvc_plots

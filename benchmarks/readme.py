@@ -1,4 +1,4 @@
-"""Redraw what is published of the committed results: ``python -m benchmarks.readme``.
+"""Redraw what is published of the committed results.
 
 The tables between the README's markers, ``docs/benchmark.md`` with all of them, and the figures in ``docs/images`` come from
 ``benchmarks/results/benchmark.csv`` and from nothing else; nobody types them in.
@@ -10,10 +10,7 @@ import shutil
 from pathlib import Path
 
 from mor.config import load_params
-from mor.evaluation.comparison import read_results
-from mor.evaluation.comparison_tables import markdown_tables
-from tasks import paths
-from tasks.compare import RESULTS, report_comparison, up_to_date
+from tasks import paths, runtime
 
 README, EVERYTHING = Path("README.md"), Path("docs") / "benchmark.md"
 IMAGES = Path("docs") / "images"
@@ -37,6 +34,10 @@ alone.
 
 def publish() -> None:
     """Report, figures, the README's tables and the page of all tables."""
+    from mor.evaluation.comparison import read_results
+    from mor.evaluation.comparison_tables import markdown_tables
+    from tasks.compare import RESULTS, report_comparison, up_to_date
+
     params = load_params()
     results, weak = report_comparison(up_to_date(params, read_results(RESULTS)))
     IMAGES.mkdir(exist_ok=True)
@@ -48,4 +49,4 @@ def publish() -> None:
 
 
 if __name__ == "__main__":
-    publish()
+    runtime.command(publish)

@@ -1,4 +1,4 @@
-"""How much faster GRPO's steps are when a group's prompt is computed once: ``python -m benchmarks.shared_prompts``.
+"""How much faster GRPO's steps are when a group's prompt is computed once.
 
 Trains twice with the settings of ``params.yaml``, the same seed and a reward that costs nothing: with TRL's own trainer
 and with ours. Prints the seconds of both, their ratio, and the largest difference between the two adapters.
@@ -6,22 +6,20 @@ and with ours. Prints the seconds of both, their ratio, and the largest differen
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-from peft import get_peft_model_state_dict
-from PIL import Image
-from trl import GRPOTrainer
+import typer
 
-from mor.alignment import rounds
-from mor.alignment.reward import PublicPrompt
-from mor.alignment.shared_prompts import SharedPromptTrainer
 from mor.config import load_params
-from mor.data.benchmark.render import ask
+from tasks import runtime
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
+
+    from mor.alignment.reward import PublicPrompt
 
 
 class ShortAnswers:
@@ -38,6 +36,10 @@ class ShortAnswers:
 
 def seconds(trainer: type[GRPOTrainer], prompts: list[PublicPrompt], steps: int) -> tuple[float, dict[str, Any]]:
     """Seconds of ``steps`` steps, and the adapter they end with."""
+    from peft import get_peft_model_state_dict
+
+    from mor.alignment import rounds
+
     params = load_params()
     rounds.SharedPromptTrainer = trainer  # type: ignore[misc, assignment]
     with tempfile.TemporaryDirectory() as folder:
@@ -49,10 +51,16 @@ def seconds(trainer: type[GRPOTrainer], prompts: list[PublicPrompt], steps: int)
         return time.perf_counter() - began, get_peft_model_state_dict(model)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=40)
-    steps = parser.parse_args().steps
+def measure(steps: Annotated[int, typer.Option(min=1, help="of each training")] = 40) -> None:
+    """Train twice and print what differs."""
+    import numpy as np
+    from PIL import Image
+    from trl import GRPOTrainer
+
+    from mor.alignment.reward import PublicPrompt
+    from mor.alignment.shared_prompts import SharedPromptTrainer
+    from mor.data.benchmark.render import ask
+
     rng = np.random.default_rng(0)
     questions = [ask(domain, rng, "public") for domain in ("documents", "medical", "scenes") for _ in range(100)]
     prompts = [PublicPrompt(str(i), q.prompt, Image.fromarray(q.image), None, np.ones(1)) for i, q in enumerate(questions)]
@@ -60,3 +68,7 @@ if __name__ == "__main__":
     difference = max(float((theirs[name] - ours[name]).abs().max()) for name in ours)
     print(f"TRL {before:.1f} s, shared prompts {after:.1f} s: {before / after:.2f} times as fast")
     print(f"largest difference between the adapters {difference:.1e}")
+
+
+if __name__ == "__main__":
+    runtime.command(measure)

@@ -1,14 +1,14 @@
 """Stage ``align``: GRPO rounds with the router's online refit."""
 
-from tasks.alignment import align_policy
-from tasks.runtime import flow, main
+from tasks import runtime
 
 
-@flow
 def align() -> None:
     """GRPO rounds with the router refitted after each."""
+    from tasks.alignment import align_policy
+
     align_policy()
 
 
 if __name__ == "__main__":
-    main(align)
+    runtime.stage(align)

@@ -1,14 +1,14 @@
 """Stage ``benchmark``: write the embedded benchmark."""
 
-from tasks.benchmark import write_benchmark
-from tasks.runtime import flow, main
+from tasks import runtime
 
 
-@flow
 def benchmark() -> None:
     """Write data folders, contact sheet and data card."""
+    from tasks.benchmark import write_benchmark
+
     write_benchmark()
 
 
 if __name__ == "__main__":
-    main(benchmark)
+    runtime.stage(benchmark)

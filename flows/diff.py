@@ -1,4 +1,4 @@
-"""How two runs differ: ``python -m flows.diff A B`` (``make compare A=... B=...``).
+"""How two runs differ (`make compare A=... B=...`): settings, data, metrics, answers that changed.
 
 A and B are nights (2026-01-02), ids of MLflow runs or their beginnings, or names of runs. Without them: the last two nights.
 With one: that night and the one before it.
@@ -6,14 +6,22 @@ With one: that night and the one before it.
 
 from __future__ import annotations
 
-import argparse
+from typing import Annotated
 
-from tasks.diff import compare_runs
-from tasks.runtime import main
+import typer
+
+from tasks import runtime
+
+
+def diff(
+    a: Annotated[str | None, typer.Argument(metavar="A", help="the older run", show_default=False)] = None,
+    b: Annotated[str | None, typer.Argument(metavar="B", help="the newer run", show_default=False)] = None,
+) -> None:
+    """Print the differences and write ``reports/compare.html``."""
+    from tasks.diff import compare_runs
+
+    compare_runs(a, b)
+
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m flows.diff", description=__doc__)
-    parser.add_argument("a", nargs="?", metavar="A", help="the older run")
-    parser.add_argument("b", nargs="?", metavar="B", help="the newer run")
-    given = parser.parse_args()
-    main(compare_runs, given.a, given.b)
+    runtime.command(diff)

@@ -1,29 +1,41 @@
-"""Deliveries: ``python -m flows.ingest`` lists those that wait in the inbox and those that are held.
+"""Deliveries: without options, list those that wait in the inbox and those that are held.
 
-A held one is merged by ``--release NAME`` or declined by ``--discard NAME``; ``--now`` takes in what waits, as a night would.
+A held one is merged by `--release NAME` or declined by `--discard NAME`; `--now` takes in what waits, as a night would.
 """
 
 from __future__ import annotations
 
-import argparse
 from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
 from zoneinfo import ZoneInfo
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
 from mor.config import load_params
-from tasks import paths
-from tasks.ingest import Delivery, deliveries, discard, ingest, release, waiting
-from tasks.night import alone
-from tasks.runtime import main
+from tasks import paths, runtime
+
+if TYPE_CHECKING:
+    from tasks.ingest import Delivery
 
 console = Console(soft_wrap=True)
 
 
-def run(to_release: str | None, to_discard: str | None, now: bool) -> None:
+def run(
+    to_release: Annotated[str | None, typer.Option("--release", metavar="NAME", help="merge a held delivery")] = None,
+    to_discard: Annotated[
+        str | None, typer.Option("--discard", metavar="NAME", help="decline a held delivery; the archive keeps it")
+    ] = None,
+    now: Annotated[bool, typer.Option("--now", help="take in what waits")] = False,
+) -> None:
     """Do what is asked, one process at a time; without a wish, list."""
+    if sum((to_release is not None, to_discard is not None, now)) > 1:
+        raise typer.BadParameter("give one of --release, --discard and --now")
+    from tasks.ingest import deliveries, discard, ingest, release, waiting
+    from tasks.night import alone
+
     params = load_params(paths.PARAMS)
     if not (to_release or to_discard or now):
         show([str(path) for path in waiting(params)], [found for found in deliveries() if found.state == "held"])
@@ -54,10 +66,4 @@ def show(waits: list[str], held: list[Delivery]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m flows.ingest", description=__doc__)
-    wish = parser.add_mutually_exclusive_group()
-    wish.add_argument("--release", metavar="NAME", help="merge a held delivery")
-    wish.add_argument("--discard", metavar="NAME", help="decline a held delivery; the archive keeps it")
-    wish.add_argument("--now", action="store_true", help="take in what waits")
-    given = parser.parse_args()
-    main(run, given.release, given.discard, given.now)
+    runtime.command(run)

@@ -1,23 +1,38 @@
-"""One night: ``python -m flows.nightly`` (``make nightly`` schedules it); ends as ``tasks.night`` lists.
+"""One night (`make nightly` schedules it); it ends as `tasks/night.py` lists.
 
-A night that was killed goes on where it stopped when it is run again.
+A night that was killed goes on where it stopped when it is run again. Its name becomes a git tag, a file's and an MLflow run's.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
-from typing import Any
+from typing import Annotated, Any
 
-from mor.config import load_params
+import typer
+
+from mor.config import UserError
 from tasks import runtime
-from tasks.execution import StageFailed, prefect_server
-from tasks.night import run_night
-from tasks.services import notify
+
+NAME = r"(?!.*\.\.)[0-9A-Za-z][0-9A-Za-z._-]{0,63}(?<![.])(?<!\.lock)"  # what git, too, takes for a tag
+
+
+def checked(night: str | None) -> str | None:
+    """The night's name; raises ``UserError`` where it can be none."""
+    if night is not None and not re.fullmatch(NAME, night):
+        raise UserError(
+            f"{night!r} can't name a night: expected up to 64 letters, digits, '.', '_' and '-', such as 2026-01-02, "
+            "the first a letter or a digit, without '..' and not ending with '.' or '.lock'"
+        )
+    return night
 
 
 def _night(night: str | None = None) -> Any:
     """Ingest, train what is stale, judge, promote or refuse; ``night`` names it, today's date if left out."""
+    checked(night)
+    from tasks.night import run_night
+
     course = run_night(night)
     if not os.environ.get("PREFECT_API_URL"):
         return None
@@ -35,11 +50,9 @@ def _name() -> str:
 
 def _report(flow: Any, run: Any, state: Any) -> None:
     """Tell the webhook of an end that the night itself could not report."""
-    if address := load_params().nightly.webhook:
-        notify(
-            address,
-            {"night": str((run.parameters or {}).get("night") or ""), "state": state.name, "message": state.message or ""},
-        )
+    from tasks.services import notify
+
+    notify({"night": str((run.parameters or {}).get("night") or ""), "state": state.name, "message": state.message or ""})
 
 
 OPTIONS: dict[str, Any] = {
@@ -52,8 +65,21 @@ OPTIONS: dict[str, Any] = {
 nightly = runtime.flow(**OPTIONS)(_night)
 
 
-def run(night: str | None = None) -> None:
+def _argument(night: str | None) -> str | None:
+    try:
+        return checked(night)
+    except UserError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def run(
+    night: Annotated[
+        str | None, typer.Argument(help="its name; today's date if left out", show_default=False, callback=_argument)
+    ] = None,
+) -> None:
     """A night with a Prefect server of its own, unless ``PREFECT_API_URL`` names one."""
+    from tasks.execution import StageFailed, prefect_server
+
     with prefect_server():
         try:
             runtime.flow(**OPTIONS)(_night)(night)
@@ -62,4 +88,4 @@ def run(night: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    runtime.main(run, sys.argv[1] if len(sys.argv) > 1 else None)
+    runtime.command(run)

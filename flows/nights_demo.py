@@ -1,22 +1,20 @@
-"""Simulated nights: ``make nights-demo``. With ``--kills 20`` a second series is killed so often, and must end the same."""
+"""Simulated nights: `make nights-demo`. With `--kills 20` a second series is killed so often, and must end the same."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
-import sys
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from mor.config import UserError
-from tasks import demo
-from tasks.execution import prefect_server
-from tasks.runtime import main
+from tasks import runtime
 
 console = Console()
 console.width = max(console.width, 110)  # the table's
@@ -27,6 +25,9 @@ def series(folder: Path, kills: int, seconds: dict[str, float], seed: int) -> di
 
     The kills are spread over the nights in proportion to ``seconds``, at moments drawn from ``seed``.
     """
+    from tasks import demo
+    from tasks.execution import prefect_server
+
     console.print(f"[bold]{folder}[/]: a fresh project")
     demo.make_project(folder)
     rng = random.Random(seed)
@@ -69,8 +70,13 @@ def series(folder: Path, kills: int, seconds: dict[str, float], seed: int) -> di
     return taken
 
 
-def nights(kills: int, seed: int) -> None:
+def nights(
+    kills: Annotated[int, typer.Option(min=0, help="SIGKILLs over a second series of nights")] = 0,
+    seed: Annotated[int, typer.Option(help="of the moments of the kills")] = 0,
+) -> None:
     """The undisturbed series, and the disturbed one if kills are asked for."""
+    from tasks import demo
+
     calm, killed = demo.DEMO / "calm", demo.DEMO / "killed"
     seconds = series(calm, 0, {}, seed)
     (demo.DEMO / "seconds.json").write_text(json.dumps(seconds))
@@ -87,8 +93,4 @@ def nights(kills: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m flows.nights_demo", description=__doc__)
-    parser.add_argument("--kills", type=int, default=0, help="SIGKILLs over a second series of nights")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    given = parser.parse_args(sys.argv[1:])
-    main(nights, given.kills, given.seed)
+    runtime.command(nights)

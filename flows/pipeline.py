@@ -1,4 +1,4 @@
-"""The whole chain: ``python -m flows.pipeline`` (``make run``). Arguments go to ``dvc repro``, such as ``--force validate``.
+"""The whole chain (`make run`). Arguments go to `dvc repro`, such as `--force validate`.
 
 DVC decides what runs. Around it go one Prefect server, in which every stage shows up, and one MLflow parent run. When
 nothing is out of date neither is started: only the table of the last results is shown.
@@ -9,19 +9,24 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
 from mor.config import load_params
-from tasks import runtime, tracking
-from tasks.execution import StageFailed, outdated_stages, prefect_server, reproduce
-from tasks.summary import show_results
+from tasks import runtime
 
 console = Console(stderr=True)
+FOR_DVC = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}  # what is not ours to refuse
 
 
 def pipeline(arguments: Sequence[str] = ()) -> None:
     """Bring every stage up to date and show the results."""
+    from tasks.execution import outdated_stages, prefect_server
+    from tasks.guard import login_hint
+    from tasks.summary import show_results
+
     load_params()  # a mistake in the settings is reported before anything starts
     outdated = None if arguments else outdated_stages()
     if outdated == []:
@@ -29,17 +34,22 @@ def pipeline(arguments: Sequence[str] = ()) -> None:
     else:
         if outdated:
             console.print(f"Out of date: {', '.join(outdated)}")
+        theirs = os.environ.get("PREFECT_API_URL")
         with prefect_server() as address:
             if address is None:
                 console.print("[yellow]No Prefect server: .prefect/server.log says why. Going on without it.[/]")
             else:
-                console.print(f"Prefect: {address} (while this runs)")
+                login = "" if theirs else f"; login {login_hint()}"
+                console.print(f"Prefect: {runtime.shown(address)} (while this runs{login})", highlight=False, soft_wrap=True)
             runtime.flow(name="pipeline", flow_run_name="pipeline")(execute)(list(arguments))
     show_results()
 
 
 def execute(arguments: list[str]) -> None:
     """``dvc repro`` inside an MLflow parent run, which ends up with a child for every stage, run or skipped."""
+    from tasks import tracking
+    from tasks.execution import StageFailed, reproduce
+
     parent = tracking.open_parent(f"pipeline {os.getpid()}")
     os.environ[tracking.PARENT_VARIABLE] = parent
     try:
@@ -56,14 +66,17 @@ def execute(arguments: list[str]) -> None:
     tracking.close_parent(parent, "FINISHED")
 
 
-def run(arguments: Sequence[str]) -> int:
-    """The pipeline's exit code: 0, or DVC's own after a failure; an interrupted one ends with 130."""
+def run(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="WORDS", help="for `dvc repro`", show_default=False)] = None,
+) -> None:
+    """The pipeline; ends with DVC's own code after a failure."""
+    from tasks.execution import StageFailed
+
     try:
-        runtime.main(pipeline, arguments)
+        pipeline(arguments or [])
     except StageFailed as failure:
-        return failure.code
-    return 0
+        sys.exit(failure.code)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    runtime.command(run, context_settings=FOR_DVC)

@@ -1,20 +1,22 @@
-"""Ask the champion: ``python -m flows.predict --image x.png --prompt "How many?"``."""
+"""Ask the champion: its answer, and whose opinions shaped answers to prompts of this kind."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
-from tasks.registry import ask
-from tasks.runtime import main
+from tasks import runtime
 
 BAR = 30  # characters of a weight of 1
 
 
-def predict(image: Path, prompt: str) -> None:
+def predict(image: Annotated[Path, typer.Option()], prompt: Annotated[str, typer.Option(help="such as 'How many?'")]) -> None:
     """Print the answer, and whose opinions shaped answers to prompts of this kind."""
+    from tasks.registry import ask
+
     champion, answer, weights = ask(image, prompt)
     console = Console()
     console.print(answer, style="bold", markup=False, highlight=False)
@@ -25,8 +27,4 @@ def predict(image: Path, prompt: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m flows.predict", description=__doc__)
-    parser.add_argument("--image", type=Path, required=True)
-    parser.add_argument("--prompt", required=True)
-    given = parser.parse_args()
-    main(predict, given.image, given.prompt)
+    runtime.command(predict)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from mor.config import load_params
-from tasks.report import write_report
-from tasks.runtime import flow, main
+from tasks import runtime
 
 
-@flow
 def report() -> None:
     """Draw what was measured and write ``reports/report.html``."""
+    from tasks.report import write_report
+
     write_report(load_params().evaluation.samples)
 
 
 if __name__ == "__main__":
-    main(report)
+    runtime.stage(report)

@@ -1,16 +1,15 @@
 """Stage ``reward@<client>``: train one client's reward model."""
 
-import sys
-
-from tasks.rewards import train_reward
-from tasks.runtime import flow, main
+from tasks import runtime
 
 
-@flow
 def reward(client: str) -> None:
     """Train one client's reward model on its private pairs."""
+    runtime.known_client(client)
+    from tasks.rewards import train_reward
+
     train_reward(client)
 
 
 if __name__ == "__main__":
-    main(reward, sys.argv[1])
+    runtime.stage(reward)

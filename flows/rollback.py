@@ -1,15 +1,16 @@
-"""The champion before serves again: ``python -m flows.rollback`` (``make rollback``)."""
+"""The champion before serves again (`make rollback`)."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
-from tasks import registry
-from tasks.runtime import main
+from tasks import runtime
 
 
 def rollback() -> None:
     """Point the aliases back and say from what to what."""
+    from tasks import registry
+
     before, now = registry.rollback()
     Console().print(
         f"Champion: mor-policy version {now.policy} (night {now.night}) again, instead of version {before.policy} "
@@ -20,4 +21,4 @@ def rollback() -> None:
 
 
 if __name__ == "__main__":
-    main(rollback)
+    runtime.command(rollback)

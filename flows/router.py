@@ -1,14 +1,14 @@
 """Stage ``router``: fit the first router."""
 
-from tasks.routing import fit_router
-from tasks.runtime import flow, main
+from tasks import runtime
 
 
-@flow
 def router() -> None:
     """Fit the first router."""
+    from tasks.routing import fit_router
+
     fit_router()
 
 
 if __name__ == "__main__":
-    main(router)
+    runtime.stage(router)

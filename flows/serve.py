@@ -1,23 +1,26 @@
-"""A client's scoring service: ``python -m flows.serve <client> --certificate cert.pem --key key.pem``."""
+"""A client's scoring service, until Ctrl-C. Its bearer token is `MOR_TOKEN_<CLIENT>`."""
 
-import argparse
+from pathlib import Path
+from typing import Annotated
 
-from tasks.clients import serve_client
-from tasks.runtime import flow, main
+import typer
+
+from tasks import runtime
 
 
-@flow
-def serve(client: str, host: str, port: int, certificate: str, key: str) -> None:
+def serve(
+    client: Annotated[str, typer.Argument(help="one of params.yaml")],
+    certificate: Annotated[Path, typer.Option(help="PEM file")],
+    key: Annotated[Path, typer.Option(help="PEM file")],
+    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8443,
+) -> None:
     """Serve one client's reward model, answer key and router updates; nothing else leaves it."""
-    serve_client(client, host, port, certificate, key)
+    runtime.known_client(client)
+    from tasks.clients import serve_client
+
+    serve_client(client, host, port, str(certificate), str(key))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("client")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8443)
-    parser.add_argument("--certificate", required=True, help="PEM file")
-    parser.add_argument("--key", required=True, help="PEM file")
-    given = parser.parse_args()
-    main(serve, given.client, given.host, given.port, given.certificate, given.key)
+    runtime.stage(serve)

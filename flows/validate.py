@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from mor.config import load_params
-from tasks.runtime import flow, main
-from tasks.validation import validate_data
+from tasks import runtime
 
 
-@flow
 def validate() -> None:
     """Check the data of all clients, the public prompts and the evaluation sets."""
+    from tasks.validation import validate_data
+
     params = load_params()
     validate_data(list(params.clients), params.validation)
 
 
 if __name__ == "__main__":
-    main(validate)
+    runtime.stage(validate)

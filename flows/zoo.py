@@ -1,14 +1,14 @@
 """Stage ``zoo``: train the tiny models from scratch (frozen in ``dvc.yaml``; `make zoo` thaws it)."""
 
-from tasks.runtime import flow, main
-from tasks.zoo import train_zoo
+from tasks import runtime
 
 
-@flow
 def zoo() -> None:
     """Train every model of the zoo."""
+    from tasks.zoo import train_zoo
+
     train_zoo()
 
 
 if __name__ == "__main__":
-    main(zoo)
+    runtime.stage(zoo)

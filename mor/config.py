@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 RouterKind = Literal["means", "preferences", "online", "uniform", "random", "static", "oracle"]
 RewardKind = Literal["implicit", "head"]
@@ -20,6 +21,19 @@ Style = Literal["terse", "field", "sentence"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _public(address: str) -> str:
+    """An address without a login in it; ``ssh://git@host/path`` holds a name that every user of the host shares."""
+    netloc = address.partition("://")[2].partition("/")[0]
+    name, at, _ = netloc.rpartition("@")
+    if at and (":" in name or not address.startswith("ssh://")):
+        raise PydanticCustomError("secret", "it holds a login")
+    return address
+
+
+# An address in ``params.yaml``, which git, DVC and MLflow keep and show: with a login in it, it is refused and not repeated.
+Address = Annotated[str, AfterValidator(_public)]
 
 
 class UserError(Exception):
@@ -49,7 +63,7 @@ class Client(Section):
     """
 
     backbone: str
-    url: str | None = None
+    url: Address | None = None
     authority: str | None = None  # PEM file of the certificate authority to trust; the system's where absent
     shared_anchors: list[str] = []
 
@@ -187,9 +201,8 @@ class Nightly(Section):
     retry_delay: Positive  # seconds before the first retry; doubles with each
     time_limit: Positive  # seconds that a stage may take
     time_limits: dict[str, Positive]  # other limits, by stage
-    webhook: str  # URL that gets a JSON object for every change of a night's state; empty for none
     push: bool  # data, models and the run cache to the DVC remote; commits and tags to git_remote
-    git_remote: str  # empty for none
+    git_remote: Address  # empty for none
     keep_nights: Annotated[int, Field(ge=0)]  # that `make prune` keeps beside what champions need
 
 
@@ -248,6 +261,16 @@ class Params(Section):
 _FIXES = {
     "extra_forbidden": "unknown key: remove it or correct its spelling; known keys here: {known}",
     "missing": "missing key: add it (see params.yaml in the repository for a default)",
+    "secret": "the address holds a login, and git, DVC and MLflow keep and show what is written here: remove the login and "
+    "replace it where it is valid. {elsewhere}",
+}
+_ELSEWHERE = {  # where a secret belongs instead
+    "url": "A client's service is told its token by MOR_TOKEN_<CLIENT>.",
+    "git_remote": "Give git the login by `git config credential.helper`, or use an SSH key.",
+}
+_MOVED = {  # settings of earlier versions; their values are not repeated either
+    "nightly.webhook": "a webhook's address is a secret, and git, DVC and MLflow keep and show what is written here: remove "
+    "the key, set the environment variable MOR_WEBHOOK to the address, and replace the address if it was ever committed",
 }
 
 
@@ -269,8 +292,11 @@ def parse_params(values: dict[str, Any], source: str = "params.yaml") -> Params:
         lines = []
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"])
-            fix = _FIXES.get(problem["type"], problem["msg"] + "; got {got!r}")
-            lines.append(f"{source}: {key}: " + fix.format(known=_known_keys(problem["loc"]), got=problem["input"]))
+            fix = _MOVED.get(key) or _FIXES.get(problem["type"], "{msg}; got {got!r}")
+            elsewhere = _ELSEWHERE.get(key.rpartition(".")[2], "")
+            got = type(problem["input"]) if elsewhere else problem["input"]  # an address may hold a login
+            told = {"known": _known_keys(problem["loc"]), "msg": problem["msg"], "got": got, "elsewhere": elsewhere}
+            lines.append(f"{source}: {key}: " + fix.format_map(told))
         raise ConfigError("\n".join(lines)) from None
 
 

@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 
 from mor.data.benchmark.write import image_digests, write_client
 from mor.data.schema import Preference, read_rows, write_rows
 from mor.seeds import stream
-from tasks import paths
+from tasks import guard, paths
 from tasks.execution import OWNER_VARIABLE
 
 DEMO = Path(".demo")
@@ -201,9 +200,13 @@ def play(act: Act, project: Path, address: str, waits: list[float], rng: random.
 
 def seen_in_prefect(night: str, address: str) -> str:
     """The final state's name of the night's latest flow run, by Prefect's API."""
-    query = {"sort": "START_TIME_DESC", "flow_runs": {"name": {"any_": [f"night {night}"]}}}
-    runs = httpx.post(f"{address}/api/flow_runs/filter", json=query, timeout=30, trust_env=False).raise_for_status().json()
-    return str(runs[0]["state"]["name"]) if runs else "no run"
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    named = FlowRunFilter.model_validate({"name": {"any_": [f"night {night}"]}})
+    with guard.prefect_client(address) as client:
+        runs = client.read_flow_runs(flow_run_filter=named, sort=FlowRunSort.START_TIME_DESC)
+    return str(runs[0].state.name) if runs and runs[0].state else "no run"
 
 
 def seen_in_mlflow(project: Path, night: str) -> tuple[str, int]:

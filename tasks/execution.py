@@ -21,11 +21,10 @@ import httpx
 import psutil
 
 from mor.config import TRY_AGAIN, Unavailable
-from tasks import paths
+from tasks import guard, paths
 
 SERVER_PATIENCE = 60.0  # seconds for the server to come up; a new database takes most of it
 DVC = [sys.executable, "-m", "dvc"]
-SERVER = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
 
 
 class StageFailed(RuntimeError):
@@ -177,34 +176,30 @@ def reproduce(arguments: Sequence[str] = ()) -> None:
 def prefect_server() -> Iterator[str | None]:
     """A Prefect server for the time of the block, its history in ``.prefect``; gives its address, or None if it won't start.
 
-    Within the block ``PREFECT_API_URL`` is set, so that flows of this process and of those below it register there. A
-    server that the variable names already is used as it is.
+    Within the block ``PREFECT_API_URL`` and the login are set, so that flows of this process and of those below it register
+    there. A server that the variable names already is used as it is, with the user's own ``PREFECT_API_AUTH_STRING``.
     """
     if own := os.environ.get("PREFECT_API_URL"):
         yield own.removesuffix("/api")
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    home = paths.PREFECT_HOME.resolve()
-    home.mkdir(exist_ok=True)
-    with (home / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [*SERVER, "--port", str(port)],
-            env=_environment() | {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"{address}/api"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # it outlives a Ctrl-C until the stages have reported their end
-        )
+    with socket.create_server(("127.0.0.1", 0)) as door:  # ours from the start: nobody can take the port in between
+        address = f"http://127.0.0.1:{door.getsockname()[1]}"
+        with (guard.home() / "server.log").open("w") as log:
+            server = subprocess.Popen(
+                [*guard.PREFECT, "--fd", str(door.fileno())],
+                env=_environment() | guard.prefect_environment(address),
+                pass_fds=[door.fileno()],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # it outlives a Ctrl-C until the stages have reported their end
+            )
     try:
         if not _healthy(f"{address}/api/health", server):
             yield None
             return
-        os.environ["PREFECT_API_URL"] = f"{address}/api"
-        yield address
+        with guard.client_environment(address):
+            yield address
     finally:
-        os.environ.pop("PREFECT_API_URL", None)
         _stop(server)
 
 

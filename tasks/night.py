@@ -71,7 +71,7 @@ def run_night(night: str | None = None) -> Course:
     with alone():
         end_leftovers()
         course = begin(params, night)
-        _tell(params, course, "Running", "")
+        _tell(course, "Running", "")
         try:
             follow(params, course)
         except Exception as error:
@@ -245,10 +245,10 @@ def _finish(params: Params, course: Course) -> None:
                 step("push", push, params, course.night, retry=params)
     except Exception as error:
         if course.ending != "Failed":
-            _tell(params, course, "Failed", str(error))
+            _tell(course, "Failed", str(error))
             raise
         console.print(f"[red]{error}[/]", highlight=False)
-    _tell(params, course, course.ending, course.message)
+    _tell(course, course.ending, course.message)
     if course.ending == "Failed":
         course.save()
     else:
@@ -349,9 +349,8 @@ def _new_name(params: Params) -> str:
     return next(name for name in names if f"night/{name}" not in taken)
 
 
-def _tell(params: Params, course: Course, state: str, message: str) -> None:
+def _tell(course: Course, state: str, message: str) -> None:
     """The state on the terminal and to the webhook."""
     colour = {"Failed": "red", "Refused": "yellow", "Held": "yellow"}.get(state, "green")
     console.print(f"[{colour}]Night {course.night}: {state}[/]" + (f": {message}" if message else ""), highlight=False)
-    if params.nightly.webhook:
-        notify(params.nightly.webhook, {"night": course.night, "state": state, "message": message})
+    notify({"night": course.night, "state": state, "message": message})

@@ -1,4 +1,4 @@
-"""How a stage runs: Prefect's decorators when a server is there, plain functions otherwise, and one ``main``.
+"""How a stage runs: Prefect's decorators when a server is there, plain functions otherwise, one command line, one ``main``.
 
 Plain ``dvc repro`` must not pay for Prefect (a flow without a server starts one of its own, about 10 s a process).
 So ``flow`` and ``task`` are Prefect's only where ``PREFECT_API_URL`` is set, and hand the function back unchanged
@@ -8,13 +8,16 @@ persisted or cached by Prefect: DVC alone decides what is stale.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, overload
+from urllib.parse import urlsplit
 
-from mor.config import TRY_AGAIN, Unavailable, UserError, load_params
+from mor.config import TRY_AGAIN, ConfigError, Unavailable, UserError, load_params
 from tasks import paths
 
 # TRL still asks Transformers by the old names; nothing that a user could act on.
@@ -69,7 +72,49 @@ def _decorate(kind: Literal["task", "flow"], function: Any, options: dict[str, A
     return getattr(prefect, kind)(function, **(own | options))
 
 
-def main(flow_function: Callable[..., Any], *arguments: Any) -> None:
+def stage(function: Callable[..., Any]) -> None:
+    """The command line of a stage: its function becomes a flow once the arguments are known to be right."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **options: Any) -> None:
+        flow(function)(*arguments, **options)
+
+    command(run)
+
+
+def command(function: Callable[..., Any], arguments: Sequence[str] | None = None, **settings: Any) -> None:
+    """Run ``function`` with what the command line says (``arguments`` in its place), and end the process.
+
+    Its parameters are the options, its module's docstring is the help, ``settings`` go to Typer. ``--help`` ends with 0 and a
+    mistake with 2 before anything starts; import what takes long inside ``function``. The rest is ``main``'s.
+    """
+    import typer
+
+    @functools.wraps(function)
+    def run(*positional: Any, **options: Any) -> None:
+        main(function, *positional, **options)
+
+    module = inspect.unwrap(function).__globals__
+    told = {"help": module["__doc__"], "context_settings": {"help_option_names": ["-h", "--help"]}}
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    app.command(**told | settings)(run)
+    app(arguments, prog_name=f"python -m {getattr(module['__spec__'], 'name', module['__name__'])}")
+
+
+def known_client(name: str) -> str:
+    """``name``, if that is one of ``params.yaml``'s clients; raises ``ConfigError`` that lists them."""
+    clients = load_params(paths.PARAMS).clients
+    if name not in clients:
+        raise ConfigError(f"{name!r} is no client of {paths.PARAMS}, which has {', '.join(clients)}")
+    return name
+
+
+def shown(address: str) -> str:
+    """An address as it may be printed: without a login in it."""
+    return urlsplit(address)._replace(netloc=urlsplit(address).netloc.rpartition("@")[2]).geturl()
+
+
+def main(flow_function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
     """Run a stage. A mistake in the settings or the data is one red message and exit code 1; other errors propagate.
 
     Where something is unavailable, such as a client below the quorum, the code is 75: it is worth trying again.
@@ -79,7 +124,7 @@ def main(flow_function: Callable[..., Any], *arguments: Any) -> None:
     try:
         _use_threads(load_params(paths.PARAMS).threads)
         _find_server()
-        flow_function(*arguments)
+        flow_function(*arguments, **options)
     except UserError as error:
         from rich.console import Console
 
@@ -90,17 +135,28 @@ def main(flow_function: Callable[..., Any], *arguments: Any) -> None:
 
 
 def _find_server() -> None:
-    """Raise ``Unavailable`` where the Prefect server that is to be used can't be reached; its client ends in a traceback."""
+    """Say where the Prefect server that is to be used can't be reached or refuses us; its client ends in a traceback.
+
+    Raises ``Unavailable`` where it does not answer, ``UserError`` where it wants another login.
+    """
     if not (address := os.environ.get("PREFECT_API_URL")):
         return
     import httpx
 
+    login = os.environ.get("PREFECT_API_AUTH_STRING", "")
+    credentials = httpx.BasicAuth(*login.split(":", 1)) if ":" in login else None
     try:
-        httpx.get(f"{address.rstrip('/')}/health", timeout=10)
+        answer = httpx.get(f"{address.rstrip('/')}/version", timeout=10, auth=credentials)
     except httpx.TransportError as error:
         raise Unavailable(
-            f"PREFECT_API_URL={address}: no Prefect server answers there ({error}); start it, or unset the variable"
+            f"PREFECT_API_URL={shown(address)}: no Prefect server answers there ({error}); start it, or unset the variable"
         ) from None
+    if answer.status_code == httpx.codes.UNAUTHORIZED and not os.environ.get("PREFECT_API_KEY"):
+        raise UserError(
+            f"PREFECT_API_URL={shown(address)}: the server there refuses "
+            f"{'the login of PREFECT_API_AUTH_STRING' if login else 'to be used without a login'}; set PREFECT_API_AUTH_STRING "
+            f"to its <user>:<password> (for the server of `make nightly`: the content of {paths.PREFECT_HOME}/login)"
+        )
 
 
 def _use_threads(threads: int) -> None:

@@ -6,6 +6,7 @@ A service is a process that is started again when it ends. ``supervise`` does on
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -17,15 +18,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from urllib.parse import urlsplit
 
 import httpx
 import psutil
 from rich.console import Console
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
-from mor.config import UserError
-from tasks import paths
+from mor.config import ConfigError, UserError
+from tasks import guard, paths
 
 POOL = "mor-nights"  # prefect.yaml names it too
 PREFECT_UI = "http://127.0.0.1:4200"
@@ -34,6 +36,7 @@ MLFLOW_UI = "http://127.0.0.1:5000"
 # What lets a run in flight survive a restart of the server: for the server, the worker and the flow runs below it.
 PREFECT = {
     "PREFECT_CLIENT_MAX_RETRIES": "8",  # pauses of 2, 4, ... 256 s: it may be away for 8 minutes, by default for one
+    "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true",
     "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",  # a question that is asked once, without patience
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",  # who holds the one slot
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -46,6 +49,8 @@ PATIENCE = 120.0  # seconds for a service to come up
 PAUSES = (1.0, 30.0)  # seconds before a service is started again: the first pause, which doubles, and the longest
 POLL = 0.5
 GRACE = 30.0  # seconds to end in; a night has a stage and its workers to end
+WEBHOOK_VARIABLE = "MOR_WEBHOOK"  # its address, which is a secret: who knows it can write there
+WEBHOOK_PATIENCE = 20.0  # seconds for all tries together
 console = Console(stderr=True)
 
 
@@ -55,7 +60,7 @@ class Service:
 
     name: str
     command: Sequence[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)  # the login is in it
     health: str = ""
     door: socket.socket | None = None  # a listening socket that it takes over
     process: subprocess.Popen[bytes] | None = None
@@ -106,7 +111,7 @@ def look_after(service: Service) -> None:
         console.print(f"{service.name} ended with {code}; again in {service.pause:g} s ({service.log})", highlight=False)
         service.process, service.due, service.pause = None, now + service.pause, min(2 * service.pause, PAUSES[1])
     if service.process is None and now >= service.due:
-        service.log.parent.mkdir(exist_ok=True)
+        guard.home()
         with service.log.open("ab") as log:
             service.process = subprocess.Popen(
                 service.command,
@@ -177,13 +182,23 @@ def _parent(process: psutil.Process) -> psutil.Process | None:
 @contextmanager
 def alone() -> Iterator[None]:
     """Hold the folder's lock; raises ``UserError`` where another supervisor has it."""
-    paths.PREFECT_HOME.mkdir(exist_ok=True)
+    guard.home()
     with (paths.PREFECT_HOME / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{lock.name}: `make nightly` runs in this folder already; one is enough") from None
         yield
+
+
+def heed_signals() -> None:
+    """Let SIGTERM and a closed terminal end this process as Ctrl-C does, so that it ends what it has started."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, interrupt)
 
 
 def listen(address: str, way_out: str) -> socket.socket:
@@ -219,19 +234,20 @@ def prefect_server() -> Service:
     and not ``prefect server start``, which does the same but takes no socket.
     """
     door = listen(PREFECT_UI, "name that server with PREFECT_API_URL")
-    command = _module("uvicorn", "--factory", "prefect.server.api.server:create_app", "--fd", str(door.fileno()))
-    environment = {"PREFECT_HOME": str(paths.PREFECT_HOME.resolve()), "PREFECT__SERVER_FINAL": "1"}
-    return Service("server", command, environment, f"{PREFECT_UI}/api/health", door)
+    command = [*guard.PREFECT, "--fd", str(door.fileno())]
+    return Service("server", command, guard.prefect_environment(PREFECT_UI), f"{PREFECT_UI}/api/health", door)
 
 
 def mlflow_ui() -> Service:
-    """MLflow's UI on the project's own store."""
-    listen(MLFLOW_UI, "name that server with MLFLOW_TRACKING_URI").close()
-    where = urlsplit(MLFLOW_UI)
-    store = ["--backend-store-uri", uri] if (uri := os.environ.get("MLFLOW_TRACKING_URI")) else []
-    command = _module("mlflow", "ui", "--host", str(where.hostname), "--port", str(where.port), "--workers", "1", *store)
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes of which nothing here makes use
-    return Service("mlflow", command, quiet, f"{MLFLOW_UI}/health")
+    """MLflow's UI on the project's own store, or on that of ``MLFLOW_TRACKING_URI``."""
+    return mlflow_at(MLFLOW_UI, "mlflow", "name that server with MLFLOW_TRACKING_URI")
+
+
+def mlflow_at(address: str, name: str, way_out: str) -> Service:
+    """The same at another address; ``way_out`` is what to do where that is taken."""
+    door = listen(address, way_out)
+    command = [*guard.MLFLOW, "--fd", str(door.fileno())]
+    return Service(name, command, {guard.OWN_LOGIN: guard.login()}, f"{address}/health", door)
 
 
 def worker() -> Service:
@@ -251,15 +267,17 @@ def close_runs() -> None:
 
     What was killed could not say so itself, and would hold the one slot until its lease is over.
     """
-    api = os.environ["PREFECT_API_URL"]
-    wanted = {
-        "deployments": {"name": {"any_": ["nightly"]}},
-        "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}},
-    }
-    crashed = {"type": "CRASHED", "name": "Crashed", "message": "It was killed; the next night goes on where it stopped."}
-    with httpx.Client(timeout=30, trust_env=False) as client:
-        for run in client.post(f"{api}/flow_runs/filter", json=wanted).raise_for_status().json():
-            client.post(f"{api}/flow_runs/{run['id']}/set_state", json={"state": crashed, "force": True}).raise_for_status()
+    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+    from prefect.client.schemas.objects import State, StateType
+    from prefect.states import Crashed
+
+    under_way = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+    wanted = FlowRunFilter.model_validate({"state": {"type": {"any_": under_way}}})
+    nightly = DeploymentFilter.model_validate({"name": {"any_": ["nightly"]}})
+    crashed: State[None] = Crashed(message="It was killed; the next night goes on where it stopped.")
+    with guard.prefect_client(PREFECT_UI) as client:
+        for run in client.read_flow_runs(flow_run_filter=wanted, deployment_filter=nightly):
+            client.set_flow_run_state(run.id, crashed, force=True)
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -275,16 +293,59 @@ def _module(*words: str) -> list[str]:
     return [sys.executable, "-m", *words]
 
 
-def notify(url: str, event: dict[str, str]) -> None:
-    """Post ``event`` as JSON to ``url``; a webhook that does not answer is warned of on stderr and changes nothing else."""
+def webhook() -> str:
+    """The address of ``MOR_WEBHOOK``, empty for none; raises ``ConfigError``, which does not repeat it."""
+    address = os.environ.get(WEBHOOK_VARIABLE, "")
+    if not address:
+        return ""
+    try:
+        where = httpx.URL(address)
+    except httpx.InvalidURL:
+        where = httpx.URL("")
+    if where.host and (where.scheme == "https" or (where.scheme == "http" and where.host in (*guard.HOSTS, "::1"))):
+        return address
+    raise ConfigError(f"{WEBHOOK_VARIABLE}: expected an https:// address (http:// on this machine alone); mend or unset it")
+
+
+def notify(event: Mapping[str, str]) -> None:
+    """Post ``event`` as JSON to the webhook, if there is one.
+
+    One that does not take it within 20 s is warned of on stderr and changes nothing else. It is believed in nothing: no
+    redirect is followed and no answer read. Its address appears nowhere.
+    """
+    try:
+        address = webhook()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return
+    if not address:
+        return
+    failure = [f"no answer in {WEBHOOK_PATIENCE:g} s"]
+    sender = threading.Thread(target=_post, args=(address, dict(event), failure), daemon=True)
+    sender.start()
+    sender.join(WEBHOOK_PATIENCE)
+    if failure:
+        print(f"The webhook of {WEBHOOK_VARIABLE} did not take {dict(event)}: {failure[-1]}", file=sys.stderr)
+
+
+def _post(address: str, event: dict[str, str], failure: list[str]) -> None:
+    """Three tries; leaves the reason in ``failure``, which is empty where one succeeded."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells the address of every request
     try:
         for attempt in Retrying(
-            retry=retry_if_exception_type((httpx.TransportError, httpx.HTTPStatusError)),
-            wait=wait_exponential(0.5, max=4),
-            stop=stop_after_attempt(3),
-            reraise=True,
+            retry=retry_if_exception(_may_pass), wait=wait_exponential(0.5, max=4), stop=stop_after_attempt(3), reraise=True
         ):
-            with attempt:
-                httpx.post(url, json=event, timeout=5).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        print(f"The webhook {url} did not take {event}: {error}", file=sys.stderr)
+            with attempt, httpx.stream("POST", address, json=event, timeout=5, follow_redirects=False) as answer:
+                answer.raise_for_status()
+        failure.clear()
+    except httpx.HTTPStatusError as error:
+        failure.append(f"it answered with {error.response.status_code}")
+    except Exception as error:  # its text may hold the address
+        failure.append(type(error).__name__)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another try may succeed: after silence, and after an error of the server's own."""
+    return isinstance(error, httpx.TransportError) or (
+        isinstance(error, httpx.HTTPStatusError) and (error.response.is_server_error or error.response.status_code == 429)
+    )

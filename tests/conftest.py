@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
-for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "MOR_PARENT_RUN_ID", "DVC_STAGE"):
+for name in (
+    *("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_KEY"),
+    *("MLFLOW_TRACKING_URI", "MOR_PARENT_RUN_ID", "MOR_WEBHOOK", "DVC_STAGE"),
+):
     os.environ.pop(name, None)
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"

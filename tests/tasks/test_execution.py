@@ -165,20 +165,27 @@ def test_server_answers_inside_the_block_and_is_gone_after(project: Path) -> Non
     with prefect_server() as address:
         assert os.environ["PREFECT_API_URL"] == f"{address}/api"
         assert httpx.get(f"{address}/api/health").json() is True
-    assert "PREFECT_API_URL" not in os.environ
+        assert httpx.get(f"{address}/api/version").status_code == 401
+        login = httpx.BasicAuth(*os.environ["PREFECT_API_AUTH_STRING"].split(":"))
+        assert httpx.get(f"{address}/api/version", auth=login).status_code == 200
+        assert httpx.post(f"{address}/api/flows/filter", auth=login, json={}).status_code == 403  # no CSRF token
+    assert not {"PREFECT_API_URL", "PREFECT_API_AUTH_STRING"} & os.environ.keys()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/api/health")
 
 
 def test_server_of_the_users_own_is_used_as_it_is(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "their:login")
     with prefect_server() as address:
         assert address == "http://prefect.example"
+        assert os.environ["PREFECT_API_AUTH_STRING"] == "their:login"
+        assert not (project / ".prefect").exists()
     assert os.environ["PREFECT_API_URL"] == "http://prefect.example/api"
 
 
 def test_work_goes_on_without_a_server_that_cannot_start(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "SERVER", [sys.executable, "-c", "raise SystemExit(1)"])
+    monkeypatch.setattr(execution.guard, "PREFECT", [sys.executable, "-c", "raise SystemExit(1)"])
     with prefect_server() as address:
         assert address is None
         assert "PREFECT_API_URL" not in os.environ

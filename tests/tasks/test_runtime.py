@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import http.server
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,43 @@ def test_a_server_that_cannot_be_reached_is_said_and_worth_trying_again(project:
     assert result.returncode == 75
     assert "no Prefect server answers there" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+class Locked(http.server.BaseHTTPRequestHandler):
+    """A Prefect server that asks for ``mor:right``."""
+
+    def do_GET(self) -> None:
+        known = self.headers.get("Authorization") == "Basic " + base64.b64encode(b"mor:right").decode()
+        self.send_response(200 if known or self.path == "/api/health" else 401)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("login", "message"),
+    [("", "refuses to be used without a login"), ("mor:wrong", "refuses the login of PREFECT_API_AUTH_STRING")],
+)
+def test_a_server_that_wants_another_login_is_said_before_anything_runs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], login: str, message: str
+) -> None:
+    ran = []
+    with http.server.HTTPServer(("127.0.0.1", 0), Locked) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PREFECT_API_URL", f"http://me:mine@127.0.0.1:{server.server_port}/api")
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", login)
+        with pytest.raises(SystemExit) as ended:
+            runtime.main(lambda: ran.append(1))
+        assert ended.value.code == 1
+        said = capsys.readouterr().err
+        assert f"PREFECT_API_URL=http://127.0.0.1:{server.server_port}/api" in said
+        assert message in said
+        assert "wrong" not in said
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "mor:right")
+        runtime.main(lambda: ran.append(1))
+        server.shutdown()
+    assert ran == [1]
 
 
 def test_decorators_hand_back_the_function_itself() -> None:

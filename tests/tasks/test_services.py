@@ -1,19 +1,21 @@
 import http.server
 import json
+import logging
 import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
-from mor.config import UserError
-from tasks import services
+from mor.config import ConfigError, UserError
+from tasks import guard, services
 from tasks.services import Service
 
 ROOT = Path(__file__).parent.parent.parent
@@ -31,6 +33,7 @@ class Hook(http.server.BaseHTTPRequestHandler):
 
     codes: list[int]
     got: list[dict[str, str]]
+    location: str = ""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -38,6 +41,8 @@ class Hook(http.server.BaseHTTPRequestHandler):
         if code == 200:
             self.got.append(body)
         self.send_response(code)
+        if code in (301, 302, 303, 307, 308):
+            self.send_header("Location", self.location)
         self.end_headers()
 
     def log_message(self, *arguments: object) -> None:
@@ -66,23 +71,132 @@ def eventually(claim: Callable[[], bool], seconds: float = 10) -> bool:
     return held
 
 
-def test_the_webhook_gets_the_event_as_json(hook: tuple[str, type[Hook]]) -> None:
+def test_the_webhook_gets_the_event_as_json(hook: tuple[str, type[Hook]], monkeypatch: pytest.MonkeyPatch) -> None:
     url, handler = hook
-    services.notify(url, {"night": "2026-01-01", "state": "Promoted"})
+    monkeypatch.setenv("MOR_WEBHOOK", url)
+    services.notify({"night": "2026-01-01", "state": "Promoted"})
     assert handler.got == [{"night": "2026-01-01", "state": "Promoted"}]
 
 
-def test_a_webhook_that_fails_once_gets_the_event_once_all_the_same(hook: tuple[str, type[Hook]]) -> None:
+def test_a_webhook_that_fails_once_gets_the_event_once_all_the_same(
+    hook: tuple[str, type[Hook]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, handler = hook
+    monkeypatch.setenv("MOR_WEBHOOK", url)
     handler.codes = [503]
-    services.notify(url, {"state": "Failed"})
+    services.notify({"state": "Failed"})
     assert handler.got == [{"state": "Failed"}]
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/", "no url at all", "http://[", ""])
-def test_a_webhook_that_is_not_there_is_warned_of_and_stops_nothing(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    services.notify(url.format(port=free_port()), {"state": "Failed"})
-    assert "Failed" in capsys.readouterr().err
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/secret", "https://127.0.0.1:{port}/secret"])
+def test_a_webhook_that_is_not_there_is_warned_of_and_stops_nothing(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOR_WEBHOOK", url.format(port=free_port()))
+    services.notify({"state": "Failed"})
+    assert "Failed" in (said := capsys.readouterr().err)
+    assert "secret" not in said
+
+
+def test_without_a_webhook_nothing_is_sent_and_nothing_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MOR_WEBHOOK", raising=False)
+    services.notify({"state": "Failed"})
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["no url, secret", "http://[secret", "http://hooks.example/secret", "ftp://hooks.example/secret", "https:///secret",
+     "http://127.0.0.1.example/secret", "http://localhost@hooks.example/secret", "file:///secret"],
+)  # fmt: skip
+def test_only_https_or_this_machine_is_told_and_the_address_is_not_repeated(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOR_WEBHOOK", url)
+    with pytest.raises(ConfigError, match="MOR_WEBHOOK: expected an https://") as refused:
+        services.webhook()
+    services.notify({"state": "Failed"})
+    assert "secret" not in f"{refused.value}{capsys.readouterr()}"
+
+
+def test_the_address_of_a_webhook_that_refuses_is_in_no_message_and_no_log(
+    hook: tuple[str, type[Hook]],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.NOTSET)
+    url, handler = hook
+    monkeypatch.setenv("MOR_WEBHOOK", f"{url}secret")
+    handler.codes = [404]
+    services.notify({"state": "Failed"})
+    assert handler.codes == []
+    assert handler.got == []  # it would not have been different the next time
+    said = capsys.readouterr().err
+    assert "did not take" in said
+    assert "it answered with 404" in said
+    assert "secret" not in said + caplog.text
+
+
+def test_a_webhook_cannot_send_the_event_elsewhere(
+    hook: tuple[str, type[Hook]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, handler = hook
+    handler.codes, handler.location = [307], url
+    monkeypatch.setenv("MOR_WEBHOOK", url)
+    services.notify({"state": "Failed"})
+    assert handler.got == []
+    assert "it answered with 307" in capsys.readouterr().err
+
+
+def test_a_webhook_that_trickles_its_answer_is_given_up(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Event()
+
+    def trickle(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            while not done.wait(0.2):  # never long enough for httpx's timeout between two pieces
+                connection.sendall(b"X-More: 1\r\n")
+
+    monkeypatch.setattr(services, "WEBHOOK_PATIENCE", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        sender = threading.Thread(target=trickle, args=(listening,), daemon=True)
+        sender.start()
+        monkeypatch.setenv("MOR_WEBHOOK", f"http://127.0.0.1:{listening.getsockname()[1]}/")
+        began = time.monotonic()
+        services.notify({"state": "Failed"})
+        assert time.monotonic() - began < 3
+        done.set()
+        sender.join(5)
+    assert "no answer in 1 s" in capsys.readouterr().err
+
+
+def test_an_endless_answer_is_not_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sent = []
+
+    def pour(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        connection.recv(65536)
+        with connection, suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            while len(sent) < 1000:
+                connection.sendall(b"x" * 65536)
+                sent.append(65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        sender = threading.Thread(target=pour, args=(listening,), daemon=True)
+        sender.start()
+        monkeypatch.setenv("MOR_WEBHOOK", f"http://127.0.0.1:{listening.getsockname()[1]}/")
+        services.notify({"state": "Failed"})
+        sender.join(10)
+    assert len(sent) < 1000  # what the sockets' buffers hold, and not 64 MB
+    assert capsys.readouterr().err == ""
 
 
 def test_a_killed_service_is_started_again(folder: Path) -> None:
@@ -171,12 +285,17 @@ def test_clients_wait_longer_than_a_restart_takes() -> None:
     assert pauses > 2 * (services.PATIENCE + services.PAUSES[1])
 
 
-def test_every_prefect_setting_is_one_that_prefect_knows() -> None:
+def test_every_prefect_setting_is_one_that_prefect_knows(folder: Path) -> None:
     from prefect.settings.legacy import _get_settings_fields
     from prefect.settings.models.root import Settings
 
     known = _get_settings_fields(Settings)
-    assert {name for name in services.PREFECT if name.startswith("PREFECT_")} <= known.keys()
+    given = services.PREFECT | guard.prefect_environment("http://127.0.0.1:4200")
+    with guard.client_environment("http://127.0.0.1:4200"):
+        given |= {name: value for name, value in os.environ.items() if name == guard.CLIENT_LOGIN}
+    names = {name for name in given if name.startswith("PREFECT_") and not name.startswith("PREFECT__")}
+    assert len(names) > 10
+    assert names <= known.keys()
 
 
 def test_the_deployment_names_a_flow_that_exists_and_the_workers_pool() -> None:
