@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from mor.baselines.catalogue import HEADLINE, methods, settings
+from mor.baselines.catalogue import headline, methods, settings
 from mor.config import load_params
 from mor.evaluation.comparison import DEFAULT
 from tasks.compare import Cell, compare, report_comparison
@@ -37,7 +37,7 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="the first seed alone")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of those in params.yaml")
     for name, known, default in (
-        ("method", methods(params.clients), HEADLINE),
+        ("method", methods(params.clients), headline(params.clients)),
         ("setting", settings(params.clients, params.base), [DEFAULT]),
     ):
         parser.add_argument(
