@@ -345,8 +345,8 @@ def pin(wanted: str | None = None) -> Candidate:
     known = {str(version.version): version for version in _versions(POLICY)}
     passed = {number: v for number, v in known.items() if number == own or v.tags.get("mor.verdict") == "passed"}
     fitting = [number for number, v in passed.items() if v.tags.get("mor.night") == wanted.removeprefix("night/")]
-    number = wanted if wanted in passed else max(fitting, key=int, default=None)
-    if number is None:
+    number = wanted if wanted in known else max(fitting, key=int, default="")  # a number is a version before it is a night
+    if number not in passed:
         there = ", ".join(f"{number} (night {passed[number].tags.get('mor.night')})" for number in sorted(passed, key=int))
         raise UserError(
             f"{wanted!r} is no version of {POLICY} that passed the gate, nor a night that made one; known: {there or 'none'}"
