@@ -315,6 +315,7 @@ def test_questions_that_were_taken_away_stop_a_candidate() -> None:
     evaluate(0.8, clients=("held_out",))
     first, params = register("10", 10)
     registry.promote(first, PASSED, params)
+    registry.pin()
     paths.validated_suite("held_out").unlink()
     evaluate(0.8)
     assert failed(registry.judge_candidate(register("11", 11)[0], params)) == ["questions.held_out"]
@@ -323,6 +324,7 @@ def test_questions_that_were_taken_away_stop_a_candidate() -> None:
 def test_a_new_client_is_compared_with_the_base() -> None:
     first, params = register("1", 1)
     registry.promote(first, PASSED, params)
+    registry.pin()
     evaluate(0.8, clients=("scenes",))
     wider = params.model_copy(update={"clients": params.clients | {"scenes": params.clients["documents"]}})
     verdict = registry.judge_candidate(registry.Candidate("12", 0, {"documents": 1, "scenes": 1}), wider)
@@ -345,7 +347,10 @@ def test_a_new_client_is_compared_with_the_base() -> None:
     ],
 )  # fmt: skip
 def test_missing_numbers_do_not_pass(described: dict[str, Any], names: list[str]) -> None:
-    second, params = register("2", 2)
+    first, params = register("1", 1)
+    registry.promote(first, PASSED, params)
+    registry.pin()
+    second, _ = register("2", 2)
     paths.METRICS.write_text(json.dumps({"reward_models": described}))
     paths.stage_metrics("align").unlink()
     assert failed(registry.judge_candidate(second, params)) == ["kl", *names]
