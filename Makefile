@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: run test benchmark nightly nights-demo compare rollback prune zoo ui clean
+.PHONY: run test benchmark nightly nights-demo compare rollback pin prune zoo ui clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)  ## bring every stage up to date and show the results; ARGS go to `dvc repro`
@@ -34,6 +34,9 @@ compare: $(INSTALLED)  ## what differs between two runs or nights: A=<run> B=<ru
 
 rollback: $(INSTALLED)  ## the champion before serves again
 	@$(BIN)/python -m flows.rollback
+
+pin: $(INSTALLED)  ## the champion, or VERSION=<number or night>, is what nights together may lose little against
+	@$(BIN)/python -m flows.pin $(VERSION)
 
 prune: $(INSTALLED)  ## what neither champions nor the last nights need; ARGS=--yes deletes it
 	@$(BIN)/python -m flows.prune $(ARGS)

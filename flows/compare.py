@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mor.baselines.catalogue import HEADLINE, methods, settings
+from mor.baselines.catalogue import headline, methods, settings
 from mor.config import ConfigError, Params, load_params
 from tasks import paths, runtime
 
@@ -54,7 +54,7 @@ def benchmark(
                 raise typer.BadParameter(f"{name!r} is no {kind}; expected {', '.join(there)}")
     from tasks.compare import compare, report_comparison
 
-    report_comparison(compare(cells(params, quick, seeds, methods or HEADLINE, settings, search), jobs))
+    report_comparison(compare(cells(params, quick, seeds, methods or headline(params.clients), settings, search), jobs))
 
 
 def cells(

@@ -220,13 +220,25 @@ class Drift(Section):
 
 
 class Gate(Section):
-    """What a candidate must keep to become champion; margins and shares are of preference satisfaction."""
+    """What a candidate must keep to become champion; margins are of shares, at the lower end of the change's interval."""
 
-    margin: Share  # no client may be worse than under the champion by more, at the interval's lower end
+    margin: Share  # by how much a client's preference satisfaction may fall below the champion's
     held_out_margin: Share  # likewise on the held-out suite
+    total_margin: Share  # by how much either may fall below the pinned baseline's, over all nights
+    accuracy_margin: Share  # by how much accuracy may fall below the champion's, and below the baseline's
     kl_budget: Positive  # nats from the base at the end of alignment
     calibration_mean: Positive  # largest |mean| of a reward model's scores on held-out pairs
     calibration_deviation: Annotated[float, Field(gt=1)]  # their deviation lies within [1/this, this]
+    trial_seconds: Positive  # that a candidate has to load and answer in a fresh process
+
+    @model_validator(mode="after")
+    def _total_is_widest(self) -> Gate:
+        if self.total_margin < max(self.margin, self.held_out_margin):
+            raise ValueError(
+                f"total_margin {self.total_margin:g} must be at least margin {self.margin:g} and held_out_margin "
+                f"{self.held_out_margin:g}: what one night may lose, all of them may"
+            )
+        return self
 
 
 class Params(Section):

@@ -530,6 +530,11 @@ def compare(cells: list[Cell], jobs: int) -> list[Row]:
     console = Console(stderr=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     params = changed(load_params(paths.PARAMS), {"threads": threads})
+    if strangers := sorted(params.clients.keys() - params.benchmark.styles.keys()):
+        raise UserError(
+            f"{paths.PARAMS}: the benchmark makes the data of {', '.join(params.benchmark.styles)} (benchmark.styles), "
+            f"and none for {', '.join(strangers)}: take them out of clients for this run"
+        )
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd() / 'mlflow.db'}")
     os.environ["MLFLOW_EXPERIMENT_NAME"] = EXPERIMENT

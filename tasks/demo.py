@@ -35,7 +35,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "rewards": {"steps": 90, "batch_size": 16},
     "grpo": {"rounds": 1, "steps": 40, "prompts": 8, "generations": 8, "learning_rate": 0.002},
     "evaluation": {"resamples": 500},
-    "gate": {"margin": 0.2, "held_out_margin": 0.2},  # as narrow as 300 questions allow
+    "gate": {"margin": 0.2, "held_out_margin": 0.2, "total_margin": 0.2, "accuracy_margin": 0.2},  # as 300 questions allow
     "validation": {"on_bad_rows": "quarantine"},
     "nightly": {"retry_delay": 1},
 }

@@ -34,7 +34,7 @@ from rich.console import Console
 from mor.config import Params, Unavailable, UserError, load_params
 from mor.evaluation.gate import Verdict
 from mor.evaluation.night import Night, render_night
-from tasks import ingest, paths, registry, runtime, tracking
+from tasks import ingest, paths, registry, runtime, tracking, trial
 from tasks.execution import DVC, StageOutcome, end_leftovers, outdated_stages, run_stage, stage_order
 from tasks.services import notify
 
@@ -141,6 +141,7 @@ def _train(params: Params, course: Course, run_id: str) -> None:
     step("record", tracking.reconcile, run_id)
     candidate = step("register", registry.register, course.night, run_id, params)
     verdict = step("gate", registry.judge_candidate, candidate, params)
+    verdict = step("try", trial.try_candidate, candidate, verdict, params)
     step("promote", registry.promote, candidate, verdict, params)
     course.verdict = verdict
     course.ending = "Promoted" if verdict.passed else "Refused"

@@ -111,17 +111,18 @@ def _order(night: str) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Registry:
-    """Our versions by registered model and number, those that an alias names, the champion and the one before it."""
+    """Our versions by registered model and number, those that an alias names, the champion, the one before it, the baseline."""
 
     versions: dict[tuple[str, str], ModelVersion]
     aliased: set[tuple[str, str]]
     champion: ModelVersion | None
     previous: ModelVersion | None
+    baseline: ModelVersion | None
 
 
 def read_registry(client: MlflowClient) -> Registry:
     """What MLflow's registry holds of ours."""
-    versions, aliased, champion = {}, set(), None
+    versions, aliased, champion, baseline = {}, set(), None, None
     for model in client.search_registered_models(max_results=1000):
         if model.name == POLICY or model.name.startswith(REWARD):
             for version in client.search_model_versions(f"name = '{model.name}'", max_results=10000):
@@ -129,15 +130,19 @@ def read_registry(client: MlflowClient) -> Registry:
             aliased |= {(model.name, str(number)) for number in model.aliases.values()}
             if model.name == POLICY and "champion" in model.aliases:
                 champion = versions[POLICY, str(model.aliases["champion"])]
+            if model.name == POLICY and "baseline" in model.aliases:
+                baseline = versions[POLICY, str(model.aliases["baseline"])]
     previous = versions.get((POLICY, champion.tags.get("mor.previous", ""))) if champion else None
-    return Registry(versions, aliased, champion, previous)
+    return Registry(versions, aliased, champion, previous, baseline)
 
 
 def _kept_nights(nights: list[str], registry: Registry, last: int) -> dict[str, str]:
     """The nights that stay, each with the reason; a better reason replaces another."""
     kept = dict.fromkeys(nights[-last:] if last else [], f"one of the last {last}")
     kept |= {registry.versions[key].tags.get("mor.night", ""): "candidate" for key in registry.aliased if key[0] == POLICY}
-    for version, why in ((registry.previous, "previous champion"), (registry.champion, "champion")):
+    for version, why in (
+        (registry.baseline, "baseline"), (registry.previous, "previous champion"), (registry.champion, "champion")
+    ):  # fmt: skip
         if version:
             kept[version.tags.get("mor.night", "")] = why
     return {night: why for night, why in kept.items() if night}

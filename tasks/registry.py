@@ -2,7 +2,10 @@
 
 ``mor-policy`` and one ``mor-reward-<client>`` a client. The alias ``candidate`` is on what the last night made, ``champion`` on
 what serves. The champion is what the alias of ``mor-policy`` says: that version's tags name the reward models that it was
-aligned with and the champion before it, so that the other aliases can be set again after a kill.
+aligned with and the champion before it, so that the other aliases can be set again after a kill. The alias ``baseline`` is on
+the version that a person approved, with who and when as tags: nights together may lose only so much against it.
+
+Whoever reads the registry reads all of it. So tags hold names, numbers and our own sentences, and nothing that a client wrote.
 
 A version is known by the digest of its files and settings: the same model is not registered twice.
 """
@@ -10,6 +13,7 @@ A version is known by the digest of its files and settings: the same model is no
 from __future__ import annotations
 
 import base64
+import getpass
 import hashlib
 import importlib.metadata
 import json
@@ -20,6 +24,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +32,8 @@ import numpy as np
 import pandas as pd
 
 from mor.config import Params, UserError
-from mor.evaluation.gate import Check, Verdict, judge
-from mor.evaluation.metrics import Evaluation, Reply
+from mor.evaluation.gate import BASE, BASELINE, CHAMPION, Check, Other, Verdict, judge, same_baseline
+from mor.evaluation.metrics import HELD_OUT, Evaluation, Reply
 from mor.seeds import stream
 from tasks import paths
 from tasks.tracking import digest, mlflow_client
@@ -38,12 +43,15 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 POLICY = "mor-policy"
-CANDIDATE, CHAMPION = "candidate", "champion"
+CANDIDATE = "candidate"  # an alias, as are CHAMPION and BASELINE
 CODE = Path(__file__).parent / "serving"
 MOR = Path(__file__).parents[1] / "mor"
 NEEDED = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "pillow", "numpy", "pandas",
           "pydantic", "pyyaml", "msgspec", "httpx", "scipy", "tenacity")  # fmt: skip
 EVALUATION = "evaluation.json"  # beside the model: what its policy answered
+ROWS = 16  # that a champion answers afresh at a time: the largest pictures of which a served model takes no more
+TAG = 100_000  # characters that a version's tag holds
+AUTOMATIC = "automatically, as the first champion"  # who pinned a baseline, where no person did
 
 
 @dataclass(frozen=True)
@@ -145,27 +153,21 @@ def _local(**models: str) -> dict[str, Path]:
 
 
 def _example() -> dict[str, str]:
-    """A question of the evaluation as a model's input; a blank one where there is none."""
+    """A model's input, which travels in the registry: blank, since a question may be its client's own."""
     from io import BytesIO
 
     from PIL import Image
 
-    picture, prompt = Image.new("RGB", (32, 32), "white"), "What is shown?"
-    if paths.EVALUATION.exists():
-        reply = next(iter(_answers(paths.EVALUATION.read_text())[1].values()))[0]
-        prompt = reply.prompt
-        with Image.open(paths.EVAL / reply.image) as image:
-            picture = image.convert("RGB")
     buffer = BytesIO()
-    picture.save(buffer, format="PNG")
-    return {"image": base64.b64encode(buffer.getvalue()).decode(), "prompt": prompt}
+    Image.new("RGB", (32, 32), "white").save(buffer, format="PNG")
+    return {"image": base64.b64encode(buffer.getvalue()).decode(), "prompt": "What is shown?"}
 
 
 # --- judging and promoting ---------------------------------------------------------------------------------------------
 
 
 def judge_candidate(candidate: Candidate, params: Params) -> Verdict:
-    """The gate's verdict on what ``reports/`` says of the candidate, against the champion or, without one, the base.
+    """The gate's verdict on what ``reports/`` says of the candidate, against the champion and the baseline, or the base.
 
     If the candidate serves already, it is the verdict by which it came to serve: so a night that is cut off after the
     promotion and goes on ends with the same one.
@@ -173,62 +175,117 @@ def judge_candidate(candidate: Candidate, params: Params) -> Verdict:
     serving = champion()
     if serving == candidate and (held := mlflow_client().get_model_version(POLICY, str(serving.policy)).tags.get("mor.checks")):
         return Verdict([Check(**check) for check in json.loads(held)])
-    base, aligned = _answers(paths.EVALUATION.read_text())
-    metrics = json.loads(paths.METRICS.read_text())
-    kl = json.loads(paths.stage_metrics("align").read_text()).get("align.kl")
-    nothing = {"mean": float("nan"), "deviation": float("nan")}  # a model that could score no pair does not pass
-    calibrations = {
-        client: found.get("calibration", nothing)
-        for client, found in metrics["reward_models"].items()
-        if client in found["pair_accuracy"]  # there are pairs of its own to score
-    }
-    return judge(
+    base, aligned = evaluated()
+    before = _stored(serving) if serving else None
+    verdict = judge(
         aligned,
-        base if serving is None else _champions_answers(serving, aligned),
-        "base" if serving is None else "champion",
+        _others(serving, before, base, aligned, params),
         clients=list(params.clients),
-        kl=float("nan") if kl is None else float(kl),
-        calibration={client: (found["mean"], found["deviation"]) for client, found in calibrations.items()},
+        kl=_number(_read(paths.stage_metrics("align")).get("align.kl")),
+        calibration=_calibration(params, before),
         settings=params.gate,
         resamples=params.evaluation.resamples,
         confidence=params.evaluation.confidence,
         rng=stream(params.seed, "gate"),
     )
+    if serving and (baseline() or serving).policy == serving.policy:
+        return Verdict([*verdict.checks, same_baseline(serving.policy, params.gate)])
+    return verdict
 
 
-def _answers(text: str) -> tuple[dict[str, list[Reply]], dict[str, list[Reply]]]:
-    """Base's and aligned policy's replies by suite."""
-    answers = Evaluation.model_validate_json(text).answers
+def evaluated() -> tuple[dict[str, list[Reply]], dict[str, list[Reply]]]:
+    """Base's and aligned policy's replies by suite; raises ``UserError`` where one is missing."""
+    answers = Evaluation.model_validate_json(paths.EVALUATION.read_text()).answers
+    if missing := {"base", "aligned"} - answers.keys():
+        raise UserError(f"{paths.EVALUATION}: no answers of {', '.join(sorted(missing))}; run `dvc repro --force evaluate`")
     return answers["base"], answers["aligned"]
 
 
-def _champions_answers(serving: Candidate, asked: Mapping[str, list[Reply]]) -> dict[str, list[Reply]]:
-    """What the champion answered to these questions when it was evaluated, or answers now if they are others."""
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no file, for what is missing does not pass."""
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return content
+
+
+def _number(value: Any) -> float:
+    """What stands in a JSON file as a number; not a number where it is none or is missing, and no bound lets that pass."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+
+
+def _calibration(params: Params, before: Evaluation | None) -> dict[str, tuple[float, float]]:
+    """Mean and deviation of each client's reward model; of those that have pairs of their own to score, or had."""
+    described = _read(paths.METRICS).get("reward_models", {})
+    found = {}
+    for client in params.clients:
+        told = described.get(client)
+        if told is None or client in told.get("pair_accuracy", {}) or (before and client in before.calibration):
+            numbers = (told or {}).get("calibration") or {}
+            found[client] = (_number(numbers.get("mean")), _number(numbers.get("deviation")))
+    return found
+
+
+def _others(
+    serving: Candidate | None, before: Evaluation | None,
+    base: Mapping[str, Sequence[Reply]], asked: Mapping[str, Sequence[Reply]], params: Params,
+) -> list[Other]:  # fmt: skip
+    """What the candidate is compared with: the base alone, or the champion and, if that is another, the baseline."""
+    if serving is None:
+        return [Other(BASE, base)]
+    found, pinned = [(CHAMPION, serving, before)], baseline() or serving
+    if pinned.policy != serving.policy:
+        found.append((BASELINE, pinned, _stored(pinned)))
+    return [_other(name, version, stored, base, asked, params) for name, version, stored in found]
+
+
+def _other(
+    name: str, version: Candidate, stored: Evaluation | None,
+    base: Mapping[str, Sequence[Reply]], asked: Mapping[str, Sequence[Reply]], params: Params,
+) -> Other:  # fmt: skip
+    answered = stored.answers.get("aligned", {}) if stored else {}
+    new = {client for client in params.clients if client not in version.rewards}
+    judged = {suite: list(replies) for suite, replies in asked.items() if replies and suite in (*params.clients, HELD_OUT)}
+    known = {suite: replies for suite, replies in judged.items() if suite not in new}
+    answers = {suite: base[suite] for suite in judged if suite in new} | _answers_of(version, answered, known)
+    return Other(name, answers, [suite for suite, replies in answered.items() if replies], list(version.rewards), new)
+
+
+def _stored(version: Candidate) -> Evaluation | None:
+    """What was kept beside a registered policy of its evaluation; None where nothing was."""
     from mlflow.artifacts import download_artifacts
+
+    registered = mlflow_client().get_model_version(POLICY, str(version.policy))
+    if "mor.questions" not in registered.tags:
+        return None
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        kept = Path(download_artifacts(f"{registered.source}/{EVALUATION}", dst_path=scratch))
+        return Evaluation.model_validate_json(kept.read_text())
+
+
+def _answers_of(
+    version: Candidate, stored: Mapping[str, list[Reply]], asked: Mapping[str, list[Reply]]
+) -> dict[str, list[Reply]]:
+    """What that policy answered to these questions when it was evaluated, or answers now if they are others."""
 
     def key(replies: Sequence[Reply]) -> list[tuple[str, str, str, str]]:
         return [(reply.id, reply.image, reply.prompt, reply.answer) for reply in replies]
 
-    version = mlflow_client().get_model_version(POLICY, str(serving.policy))
-    if version.tags.get("mor.questions") != digest(paths.EVAL):  # pictures may have changed under their names
-        return _answer_afresh(serving, asked)
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
-        stored = Path(download_artifacts(f"{version.source}/{EVALUATION}", dst_path=scratch))
-        before = _answers(stored.read_text())[1]
-    if all(suite in before and key(before[suite]) == key(replies) for suite, replies in asked.items()):
-        return {suite: before[suite] for suite in asked}
-    return _answer_afresh(serving, asked)
+    tags = mlflow_client().get_model_version(POLICY, str(version.policy)).tags
+    same = tags.get("mor.questions") == digest(paths.EVAL)  # pictures may have changed under their names
+    if same and all(suite in stored and key(stored[suite]) == key(replies) for suite, replies in asked.items()):
+        return {suite: stored[suite] for suite in asked}
+    return _answer_afresh(version, asked)
 
 
-def _answer_afresh(serving: Candidate, asked: Mapping[str, list[Reply]]) -> dict[str, list[Reply]]:
-    """The champion's replies to questions that it was not evaluated on."""
+def _answer_afresh(version: Candidate, asked: Mapping[str, list[Reply]]) -> dict[str, list[Reply]]:
+    """A registered policy's replies to questions that it was not evaluated on."""
     from tasks.evaluation import read_suites
 
-    model, found = load(POLICY, str(serving.policy)), {}
+    model, found = load(POLICY, str(version.policy)), {}
     questions = read_suites(asked)
     for suite, replies in asked.items():
         rows = [{"image": encoded(paths.EVAL / reply.image), "prompt": reply.prompt} for reply in replies]
-        texts = model.predict(pd.DataFrame(rows))["answer"].tolist()
+        parts = [pd.DataFrame(rows[start : start + ROWS]) for start in range(0, len(rows), ROWS)]
+        texts = [text for part in parts for text in model.predict(part)["answer"].tolist()]
         found[suite] = [
             reply.model_copy(update={"text": text, "preferred": question.satisfies(text), "right": question.is_right(text)})
             for reply, text, question in zip(replies, texts, questions[suite], strict=True)
@@ -239,11 +296,13 @@ def _answer_afresh(serving: Candidate, asked: Mapping[str, list[Reply]]) -> dict
 def promote(candidate: Candidate, verdict: Verdict, params: Params) -> None:
     """Make the candidate champion if it passed; the verdict becomes tags of its version either way."""
     version, before = str(candidate.policy), champion()
+    checks = json.dumps([asdict(check) for check in verdict.checks])
     told = {
         "mor.verdict": "passed" if verdict.passed else "refused",
         "mor.reasons": "; ".join(verdict.reasons)[:5000],
-        "mor.checks": json.dumps([asdict(check) for check in verdict.checks]),
+        "mor.checks": checks if len(checks) <= TAG else "[]",
         "mor.gate": params.gate.model_dump_json(),
+        "mor.baseline": _pinned(),
     }
     if verdict.passed and before is not None and before.policy != candidate.policy:
         told["mor.previous"] = str(before.policy)
@@ -256,9 +315,9 @@ def promote(candidate: Candidate, verdict: Verdict, params: Params) -> None:
 
 
 def settle() -> None:
-    """Point the reward models' ``champion`` at those of the policy's; a kill may have come between.
+    """Point the reward models' ``champion`` at those of the policy's, and pin a champion where no baseline is.
 
-    The reward model of a client that has no part in the champion loses the alias.
+    A kill may have come between. The reward model of a client that has no part in the champion loses the alias.
     """
     serving = champion()
     due = {reward_name(client): str(version) for client, version in serving.rewards.items()} if serving else {}
@@ -269,11 +328,49 @@ def settle() -> None:
                 mlflow_client().delete_registered_model_alias(model.name, CHAMPION)
         elif str(held) != due[model.name]:
             mlflow_client().set_registered_model_alias(model.name, CHAMPION, due[model.name])
+    if serving and baseline() is None:
+        _pin(str(serving.policy), AUTOMATIC)
+
+
+def pin(wanted: str | None = None) -> Candidate:
+    """Make a version of the policy, by its number or its night, the baseline; the champion where none is named.
+
+    Whoever runs this approves of it, and is named in its tags. Raises ``UserError`` for what the gate has not let pass.
+    """
+    serving = champion()
+    if wanted is None and serving is None:
+        raise UserError("There is no champion yet: a night makes one (`python -m flows.nightly`)")
+    own = str(serving.policy) if serving else ""
+    wanted = wanted or own
+    known = {str(version.version): version for version in _versions(POLICY)}
+    passed = {number: v for number, v in known.items() if number == own or v.tags.get("mor.verdict") == "passed"}
+    fitting = [number for number, v in passed.items() if v.tags.get("mor.night") == wanted.removeprefix("night/")]
+    number = wanted if wanted in known else max(fitting, key=int, default="")  # a number is a version before it is a night
+    if number not in passed:
+        there = ", ".join(f"{number} (night {passed[number].tags.get('mor.night')})" for number in sorted(passed, key=int))
+        raise UserError(
+            f"{wanted!r} is no version of {POLICY} that passed the gate, nor a night that made one; known: {there or 'none'}"
+        )
+    _pin(number, getpass.getuser())
+    return _described(number)
+
+
+def _pin(version: str, who: str) -> None:
+    """The tags first: with the alias it is done."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    for key, value in {"mor.pinned_by": who, "mor.pinned_at": when}.items():
+        mlflow_client().set_model_version_tag(POLICY, version, key, value)
+    mlflow_client().set_registered_model_alias(POLICY, BASELINE, version)
 
 
 def champion() -> Candidate | None:
     """What serves, if anything does."""
     return _aliased(CHAMPION)
+
+
+def baseline() -> Candidate | None:
+    """What nights together may lose little against, if anything is pinned."""
+    return _aliased(BASELINE)
 
 
 def candidate() -> Candidate | None:
@@ -282,12 +379,18 @@ def candidate() -> Candidate | None:
 
 
 def is_judged(params: Params) -> bool:
-    """Whether there is a candidate, and it serves or was refused by the present settings of the gate."""
+    """Whether there is a candidate, and it serves or was judged by the gate's present settings and baseline."""
     found = candidate()
     if found is None or found == champion():
         return found is not None
     tags = mlflow_client().get_model_version(POLICY, str(found.policy)).tags
-    return bool(tags.get("mor.gate") == params.gate.model_dump_json())
+    return bool(tags.get("mor.gate") == params.gate.model_dump_json() and tags.get("mor.baseline") == _pinned())
+
+
+def _pinned() -> str:
+    """The baseline's version, as a tag."""
+    pinned = baseline()
+    return str(pinned.policy) if pinned else "none"
 
 
 def rollback() -> tuple[Candidate, Candidate]:

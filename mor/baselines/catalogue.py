@@ -60,10 +60,13 @@ def methods(clients: Iterable[str]) -> dict[str, Method]:
     }
 
 
-HEADLINE = (  # the longest first: at the end no core waits for another
-    "base", "fedavg_dpo_b", "fedavg_dpo_a", "centralised", "fedavg_sft_b", "fedavg_sft_a", "mor", "mor_top1", "oracle",
-    "uniform", "single_documents", "single_medical", "single_scenes",
-)  # fmt: skip
+def headline(clients: Iterable[str]) -> list[str]:
+    """The methods of the headline table, the longest first: at the end no core waits for another."""
+    return [
+        "base", "fedavg_dpo_b", "fedavg_dpo_a", "centralised", "fedavg_sft_b", "fedavg_sft_a", "mor", "mor_top1", "oracle",
+        "uniform", *(f"single_{name}" for name in clients),
+    ]  # fmt: skip
+
 
 RATE_OF = {  # methods that differ from another in the router alone: they take its searched learning rate
     **dict.fromkeys(("mor_preferences", "mor_online", "mor_frozen", "mor_updated"), "mor"),

@@ -5,7 +5,6 @@ MLflow runs this file where the model is loaded; it needs ``mor`` and nothing el
 
 from __future__ import annotations
 
-from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from mor.alignment.rounds import load_policy
-from mor.federation.messages import image_from_bytes
 from mor.routing.router import Router
+from mor.serving import pictures, texts
 from mor.vlm.load import Vlm
 
 
@@ -33,9 +32,9 @@ class PolicyModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """One row a question."""
-        prompts = model_input["prompt"].tolist()
-        images = [image_from_bytes(b64decode(text)) for text in model_input["image"]]
+        """One row a question; raises ``ValueError`` that names the row for what is not answered (``mor.serving``)."""
+        prompts = texts("prompt", model_input["prompt"].tolist())
+        images = pictures(model_input["image"].tolist())
         answers = self.policy.answer(prompts, images, self.settings["max_tokens"])
         weights = self.router.weights(self.base.prompt_states(prompts, images), [None] * len(prompts))
         columns = {f"weight.{client}": weights[:, k].double().tolist() for k, client in enumerate(self.router.clients)}

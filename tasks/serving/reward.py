@@ -5,7 +5,6 @@ MLflow runs this file where the model is loaded; it needs ``mor`` and nothing el
 
 from __future__ import annotations
 
-from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from mor.federation.messages import image_from_bytes
 from mor.rewards.model import load_reward_model
+from mor.serving import pictures, texts
 
 
 class RewardModel(PythonModel):
@@ -27,9 +26,9 @@ class RewardModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """One row an answer."""
-        images = [image_from_bytes(b64decode(text)) for text in model_input["image"]]
-        scores = self.model.score(model_input["prompt"].tolist(), images, model_input["completion"].tolist())
+        """One row an answer; raises ``ValueError`` that names the row for what is not scored (``mor.serving``)."""
+        prompts, completions = (texts(column, model_input[column].tolist()) for column in ("prompt", "completion"))
+        scores = self.model.score(prompts, pictures(model_input["image"].tolist()), completions)
         return pd.DataFrame({"score": pd.Series(scores, dtype="float64")})
 
 

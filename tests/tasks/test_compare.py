@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mor.baselines.catalogue import HEADLINE, RATE_OF, methods, settings
+from mor.baselines.catalogue import RATE_OF, headline, methods, settings
 from mor.config import ConfigError, Params, load_params
-from mor.evaluation.comparison import SEARCH, Row
+from mor.evaluation.comparison import SEARCH, Row, read_results
 from tasks.compare import Cell, Unit, changed, execute, factors, plan, up_to_date, weights
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
@@ -34,10 +35,10 @@ def row(unit: Unit, **changes: object) -> Row:
 
 
 def test_methods_of_one_federation_share_data_and_reward_models() -> None:
-    units = names([Cell("default", 0, method) for method in HEADLINE])
+    units = names([Cell("default", 0, method) for method in headline(CLIENTS)])
     assert sum(name.startswith("data") for name in units) == 1
     assert sorted(name.split()[2].split("-")[0] for name in units if name.startswith("reward")) == sorted([*CLIENTS, "pooled"])
-    assert len(units) == 1 + 4 + len(HEADLINE)
+    assert len(units) == 1 + 4 + len(headline(CLIENTS))
     for unit in plan(PARAMS, [Cell("default", 0, "mor")], []):  # reward models wait for the data alone
         assert len(unit.needs) == {"data": 0, "reward": 1, "default": 4}[unit.name.split()[0]]
 
@@ -88,6 +89,26 @@ def test_other_weights_of_the_base_are_measured_again(method: str, again: bool) 
     (Path(PARAMS.base) / "model.safetensors").write_bytes(b"other")
     try:
         assert bool(names([cell], [done])) == again
+    finally:
+        weights.cache_clear()
+
+
+@pytest.mark.parametrize("clients", [["scenes"], ["one", "two"], CLIENTS])
+def test_the_headline_is_of_whatever_clients_there_are(clients: list[str]) -> None:
+    """One that is no longer there, or has another name, once ended in a KeyError."""
+    described = {name: {"backbone": "models/zoo/llava"} for name in clients}
+    params = changed(PARAMS, {"clients": described})
+    units = names([Cell("default", 0, method) for method in headline(clients)], params=params)
+    assert {f"default seed 0 single_{name}" for name in clients} == {name for name in units if " single_" in name}
+
+
+def test_the_published_results_are_those_of_the_present_settings() -> None:
+    root = Path(__file__).parents[2]
+    published = read_results(root / "benchmarks" / "results" / "benchmark.csv")
+    weights.cache_clear()
+    try:
+        with chdir(root):
+            assert up_to_date(PARAMS, published) == sorted(published, key=lambda row: row.setting == SEARCH)
     finally:
         weights.cache_clear()
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -147,6 +148,29 @@ def test_the_page_shows_what_was_held_and_why_and_escapes_it() -> None:
     assert "agreement fell &lt;b&gt;far&lt;/b&gt;" in page
     assert "3.000" in page
     assert "<img" not in page
+
+
+def test_the_page_says_in_words_only_what_its_numbers_do_not_show() -> None:
+    def check(name: str, group: str, passed: bool = True, low: float | None = -0.01) -> dict[str, Any]:
+        high = None if low is None else 0.02
+        return {"name": name, "passed": passed, "value": 0.0, "low": low, "high": high, "bound": -0.05, "group": group,
+                "text": f"all about {name}"}  # fmt: skip
+
+    checks = [
+        check("preference.documents", "against the champion"),
+        check("accuracy.documents", "against the champion", passed=False),
+        check("preference.documents.baseline", "against the baseline"),
+        check("kl", "the candidate by itself", low=None),
+        check("preference.scenes.baseline", "against the baseline"),
+    ]
+    verdict = {"passed": False, "checks": checks}
+    page = render_night(
+        Night(night="n", ending="Refused", message="", deliveries=[], stages=[], verdict=verdict, metrics={}), None
+    )
+    assert [check["name"] for check in checks if f"all about {check['name']}<" in page] == ["accuracy.documents", "kl"]
+    assert page.count(">against the champion<") == 1
+    assert page.count(">against the baseline<") == 2  # wherever the group changes
+    assert "4 of 5 checks passed" in page
 
 
 def test_kills_are_spread_over_the_night() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import getpass
+import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from PIL import Image
 from mor.alignment.rounds import load_policy
 from mor.config import Params, UserError, load_params
 from mor.data.schema import Question, write_rows
-from mor.evaluation.gate import Check, Verdict
+from mor.evaluation.gate import SERVED, Check, Verdict
 from mor.rewards.calibration import Calibration
 from mor.rewards.implicit import lora_config
 from mor.routing.router import Router
 from mor.vlm.load import load_model
-from tasks import paths, registry, tracking
+from tasks import paths, registry, tracking, trial
 
 ROOT = Path(__file__).parents[2]
 PASSED = Verdict([])
@@ -35,29 +35,33 @@ def asked(answer: str = "a", n: int = 50) -> list[Question]:
     return [Question(id=str(i), image="x.png", prompt="?", answer=answer, category="c") for i in range(n)]
 
 
-def replies(questions: list[Question], preferred: float) -> list[dict[str, Any]]:
+def replies(questions: list[Question], preferred: float, text: str = "a") -> list[dict[str, Any]]:
     return [
-        row.model_dump() | {"text": "a", "preferred": i < preferred * len(questions), "right": True}
+        row.model_dump() | {"text": text, "preferred": i < preferred * len(questions), "right": True}
         for i, row in enumerate(questions)
     ]
 
 
-def evaluate(aligned: float, answer: str = "a", colour: str = "white") -> None:
-    """What the stages up to evaluate would leave behind."""
+def evaluate(aligned: float, answer: str = "a", colour: str = "white", text: str = "a", clients: tuple[str, ...] = ()) -> None:
+    """What the stages up to evaluate would leave behind; ``clients`` are further ones."""
     paths.EVAL.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (32, 32), colour).save(paths.EVAL / "x.png")
     questions = asked(answer)
     paths.VALIDATED_EVAL.mkdir(parents=True, exist_ok=True)
-    write_rows(paths.validated_suite("documents"), questions)
+    suites = ("documents", *clients)
+    for suite in suites:
+        write_rows(paths.validated_suite(suite), questions)
     described = {
         "answers": {
-            model: {"documents": replies(questions, share)} for model, share in (("base", 0.3), ("aligned", aligned))
+            model: {suite: replies(questions, share, text) for suite in suites}
+            for model, share in (("base", 0.3), ("aligned", aligned))
         },
         "pairs": {}, "routing": {}, "clients": ["documents"], "wire": {}, "seconds": {}, "settings": {},
     }  # fmt: skip
     paths.EVALUATION.parent.mkdir(exist_ok=True)
     paths.EVALUATION.write_text(json.dumps(described))
-    rewards = {"documents": {"pair_accuracy": {"documents": {"all": 1.0}}, "calibration": {"mean": 0.1, "deviation": 1.0}}}
+    calibration = {"mean": 0.1, "deviation": 1.0}
+    rewards = {suite: {"pair_accuracy": {suite: {"all": 1.0}}, "calibration": calibration} for suite in suites}
     paths.METRICS.write_text(json.dumps({"reward_models": rewards}))
     paths.STAGES.mkdir(exist_ok=True)
     paths.stage_metrics("align").write_text(json.dumps({"align.kl": 0.4}))
@@ -248,22 +252,186 @@ def test_what_is_no_picture_is_said(damage: str, tmp_path: Path) -> None:
         registry.encoded(image)
 
 
-def test_registered_models_load_and_answer_in_another_folder_without_the_project(tmp_path: Path, project: Path) -> None:
-    first, _ = register("1", 1)
-    code = (
-        "import mlflow, pandas, sys\n"
-        f"policy = mlflow.pyfunc.load_model('models:/mor-policy/{first.policy}')\n"
-        "found = policy.predict(policy.input_example)\n"
-        "assert list(found.columns) == ['answer', 'weight.documents'], found.columns\n"
-        "reward = mlflow.pyfunc.load_model('models:/mor-reward-documents/1')\n"
-        "print(found['weight.documents'][0], float(reward.predict(reward.input_example)['score'][0]))\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{project / 'mlflow.db'}"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    weight, score = done.stdout.split()
-    assert float(weight) == 1.0
-    assert abs(float(score)) < 1e-3  # an untrained reward model is its own reference: log pi - log ref = 0
+def failed(verdict: Verdict) -> list[str]:
+    return [check.name for check in verdict.checks if not check.passed]
+
+
+def test_the_first_champion_is_the_baseline_until_a_person_pins_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = MlflowClient()
+    client.delete_registered_model_alias("mor-policy", "baseline")  # as of a registry that is older than baselines
+    first, params = register("1", 1)
+    registry.promote(first, PASSED, params)
+    assert registry.baseline() == first
+    tags = client.get_model_version("mor-policy", str(first.policy)).tags
+    assert tags["mor.pinned_by"].startswith("automatically")
+    evaluate(0.78)
+    second, _ = register("2", 2)
+    registry.promote(second, PASSED, params)
+    assert registry.champion() == second
+    assert registry.baseline() == first  # no night moves it
+    assert registry.pin() == second == registry.baseline()
+    tags = client.get_model_version("mor-policy", str(second.policy)).tags
+    assert tags["mor.pinned_by"] == getpass.getuser()
+    assert tags["mor.pinned_at"][:2] == "20"
+    registry.rollback()
+    assert (registry.champion(), registry.baseline()) == (first, second)  # nor does a rollback
+    assert registry.pin("night/1") == first == registry.pin(str(first.policy))
+
+
+def test_only_a_version_that_passed_can_be_pinned() -> None:
+    first, params = register("1", 1)
+    registry.promote(first, PASSED, params)
+    refused, _ = register("refused", 6)
+    registry.promote(refused, REFUSED, params)
+    for wanted in (str(refused.policy), "refused", "999", "2031-01-01"):
+        with pytest.raises(UserError, match=rf"'{wanted}' is no version of mor-policy that passed.*{first.policy} \(night 1\)"):
+            registry.pin(wanted)
+
+
+def test_nights_that_each_lose_a_little_are_stopped_by_the_baseline() -> None:
+    """Each is level with the champion; the champion is 0.3 below the baseline."""
+    first, params = register("1", 1)
+    registry.promote(first, PASSED, params)
+    registry.pin()
+    same = registry.judge_candidate(register("7", 7)[0], params)
+    assert same.passed
+    assert same.checks[-1].name == "baseline"  # recorded, not compared twice
+    assert not [check for check in same.checks if check.name.endswith(".baseline")]
+    evaluate(0.5)
+    second, _ = register("8", 8)
+    registry.promote(second, PASSED, params)
+    third, _ = register("9", 9)
+    verdict = registry.judge_candidate(third, params)
+    assert failed(verdict) == ["preference.documents.baseline"]
+    registry.promote(third, verdict, params)
+    assert registry.champion() == second
+    assert registry.is_judged(params)
+    registry.pin()  # a person approves of the champion as it is
+    assert not registry.is_judged(params)
+    assert registry.judge_candidate(third, params).passed
+
+
+def test_questions_that_were_taken_away_stop_a_candidate() -> None:
+    evaluate(0.8, clients=("held_out",))
+    first, params = register("10", 10)
+    registry.promote(first, PASSED, params)
+    registry.pin()
+    paths.validated_suite("held_out").unlink()
+    evaluate(0.8)
+    assert failed(registry.judge_candidate(register("11", 11)[0], params)) == ["questions.held_out"]
+
+
+def test_a_new_client_is_compared_with_the_base() -> None:
+    first, params = register("1", 1)
+    registry.promote(first, PASSED, params)
+    registry.pin()
+    evaluate(0.8, clients=("scenes",))
+    wider = params.model_copy(update={"clients": params.clients | {"scenes": params.clients["documents"]}})
+    verdict = registry.judge_candidate(registry.Candidate("12", 0, {"documents": 1, "scenes": 1}), wider)
+    checks = {check.name: check for check in verdict.checks}
+    assert checks["preference.scenes"].value == pytest.approx(0.5)  # 0.8 of the candidate less 0.3 of the base
+    assert "new since the champion" in checks["preference.scenes"].text
+    paths.validated_suite("scenes").unlink()
+
+
+@pytest.mark.parametrize(
+    ("described", "names"),
+    [
+        ({}, ["calibration.documents.mean", "calibration.documents.deviation"]),
+        ({"documents": {"pair_accuracy": {"documents": {}}, "calibration": {"mean": None, "deviation": 1.0}}},
+         ["calibration.documents.mean"]),
+        ({"documents": {"pair_accuracy": {"documents": {}}, "calibration": {"mean": 0.0}}},
+         ["calibration.documents.deviation"]),
+        ({"documents": {"pair_accuracy": {"documents": {}}, "calibration": {"mean": "0", "deviation": True}}},
+         ["calibration.documents.mean", "calibration.documents.deviation"]),
+    ],
+)  # fmt: skip
+def test_missing_numbers_do_not_pass(described: dict[str, Any], names: list[str]) -> None:
+    first, params = register("1", 1)
+    registry.promote(first, PASSED, params)
+    registry.pin()
+    second, _ = register("2", 2)
+    paths.METRICS.write_text(json.dumps({"reward_models": described}))
+    paths.stage_metrics("align").unlink()
+    assert failed(registry.judge_candidate(second, params)) == ["kl", *names]
+
+
+def test_an_evaluation_without_the_candidates_answers_is_said() -> None:
+    second, params = register("2", 2)
+    whole = json.loads(paths.EVALUATION.read_text())
+    del whole["answers"]["aligned"]
+    paths.EVALUATION.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="no answers of aligned"):
+        registry.judge_candidate(second, params)
+
+
+def own_answer(params: Params) -> str:
+    """What the trained policy says to the one question that there is."""
+    with Image.open(paths.EVAL / "x.png") as picture:
+        policy = load_policy(params.base, paths.POLICY)
+        return policy.answer(["?"], [picture.convert("RGB")], params.grpo.max_completion_tokens)[0]
+
+
+def test_a_candidate_is_tried_in_a_fresh_process_far_from_the_project(monkeypatch: pytest.MonkeyPatch, project: Path) -> None:
+    """What is on PYTHONPATH there would end it: only what was packed may be used."""
+    (project / "elsewhere" / "mor").mkdir(parents=True, exist_ok=True)
+    (project / "elsewhere" / "mor" / "__init__.py").write_text("raise SystemExit('not the packed code')")
+    monkeypatch.setenv("PYTHONPATH", str(project / "elsewhere"))
+    monkeypatch.setenv("MOR_TOKEN_DOCUMENTS", "secret")
+    candidate, params = register("20", 20)
+    evaluate(0.8, text=own_answer(params))
+    verdict = trial.try_candidate(candidate, PASSED, params)
+    assert verdict.reasons == []
+    assert [check.name for check in verdict.checks] == ["served.policy", "served.weights", "served.reward.documents"]
+    assert verdict.checks[0].value == 1.0
+    assert {check.group for check in verdict.checks} == {SERVED}
+    registry.promote(candidate, verdict, params)
+    monkeypatch.setattr(trial, "run_trial", None)
+    assert trial.try_candidate(candidate, registry.judge_candidate(candidate, params), params) == verdict  # not tried twice
+
+
+def test_a_candidate_that_cannot_be_served_is_refused_with_a_readable_reason() -> None:
+    """Its adapter is damaged in the registry, and it never answers "a", as its evaluation says."""
+    candidate, params = register("21", 21)
+    source = str(MlflowClient().get_model_version("mor-policy", str(candidate.policy)).source)
+    (adapter,) = Path(source.removeprefix("file://")).rglob("adapter_model.safetensors")
+    whole = adapter.read_bytes()
+    try:
+        adapter.write_bytes(whole[:1000])
+        verdict = trial.try_candidate(candidate, PASSED, params)
+    finally:
+        adapter.write_bytes(whole)
+    assert failed(verdict) == ["served.policy"]
+    (reason,) = verdict.reasons
+    assert "could not be tried in a fresh process: loading ended in SafetensorError" in reason
+    assert ".nights/trial.log says more" in reason
+    assert "Traceback" not in reason
+    assert "Traceback" in trial.LOG.read_text()
+    champion = registry.champion()
+    registry.promote(candidate, verdict, params)
+    assert registry.champion() == champion
+    hasty = params.model_copy(update={"gate": params.gate.model_copy(update={"trial_seconds": 0.05})})
+    verdict = trial.try_candidate(candidate, PASSED, hasty)
+    assert failed(verdict) == ["served.policy", "served.reward.documents"]
+    assert all("took longer than 0.05 s (gate.trial_seconds)" in reason for reason in verdict.reasons)
+
+
+def test_nothing_of_a_clients_own_travels_in_the_registry() -> None:
+    """The example input is blank, and the tags hold neither prompts nor answers."""
+    secret = "a private word of the client"
+    evaluate(0.1, answer=secret)
+    candidate, params = register("22", 22)
+    version = MlflowClient().get_model_version("mor-policy", str(candidate.policy))
+    (example,) = Path(str(version.source).removeprefix("file://")).rglob("input_example.json")
+    (image, prompt) = json.loads(example.read_text())["data"][0]
+    assert prompt == "What is shown?"
+    with Image.open(io.BytesIO(base64.b64decode(image))) as picture:
+        assert picture.convert("RGB").getcolors() == [(32 * 32, (255, 255, 255))]
+        assert picture.info == {}
+    hasty = params.model_copy(update={"gate": params.gate.model_copy(update={"trial_seconds": 0.05})})
+    verdict = trial.try_candidate(candidate, registry.judge_candidate(candidate, params), hasty)
+    assert not verdict.passed
+    registry.promote(candidate, verdict, params)
+    tags = MlflowClient().get_model_version("mor-policy", str(candidate.policy)).tags
+    assert secret not in json.dumps(tags)
+    assert len(tags["mor.reasons"]) > 100
