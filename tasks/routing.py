@@ -132,9 +132,9 @@ def _margins(client: RemoteClient, anchors: Anchors) -> torch.Tensor:
 def control_clients(
     router: Router, clients: list[RemoteClient], params: Params, base: Vlm, features: torch.Tensor
 ) -> tuple[dict[str, Share], list[str], dict[str, str]]:
-    """Ask the control questions; returns each client's share of fitting answers, who failed, and why others gave no answer.
+    """Ask the control questions; returns each client's share of fitting answers, who failed, and why others were silent.
 
-    Where every client that answers fails, the base must be no judge, and nobody did. Raises ``QuorumError`` where too few answer.
+    Where every client that answers fails, the base must be no judge, and nobody did. Raises ``QuorumError`` below the quorum.
     """
     rows, images = public_prompts()
     budget, rng = min(params.router.control, len(rows)), stream(params.seed, "control", str(len(router.excluded)))
