@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mor.baselines.catalogue import RATE_OF, headline, methods, settings
-from mor.config import ConfigError, Params, load_params
+from mor.config import ConfigError, Params, UserError, load_params
 from mor.evaluation.comparison import SEARCH, Row, read_results
-from tasks.compare import Cell, Unit, changed, execute, factors, plan, up_to_date, weights
+from tasks.compare import Cell, Unit, changed, compare, execute, factors, plan, up_to_date, weights
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 CLIENTS = list(PARAMS.clients)
@@ -100,6 +101,14 @@ def test_the_headline_is_of_whatever_clients_there_are(clients: list[str]) -> No
     params = changed(PARAMS, {"clients": described})
     units = names([Cell("default", 0, method) for method in headline(clients)], params=params)
     assert {f"default seed 0 single_{name}" for name in clients} == {name for name in units if " single_" in name}
+
+
+def test_clients_without_benchmark_data_are_named_before_any_work() -> None:
+    described = {"radiology": {"backbone": "models/zoo/llava"}}
+    values = changed(PARAMS, {"clients": described}).model_dump(exclude_none=True)
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"makes the data of documents, medical, scenes .* none for radiology"):
+        compare([Cell("default", 0, "mor")], 1)
 
 
 def test_the_published_results_are_those_of_the_present_settings() -> None:
