@@ -23,7 +23,7 @@ missed and why: [0014](decisions/0014-what-the-benchmark-missed.md).
 
 Times are from runs with nothing beside them, two results at a time on two cores; but those of variance weights, FedProx and
 MoR's other routers are upper bounds, for some were taken beside other work. A result that was interrupted counts its last go
-alone.
+alone. Bytes are the messages' payload, up and down; headers and TLS come on top where clients are elsewhere.
 
 ![Preference against computing time](images/benchmark_seconds.png)
 ![Robustness by setting](images/benchmark_settings.png)
