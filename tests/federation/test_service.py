@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 
 from mor.federation.client import ClientError
-from mor.federation.service import create_app
+from mor.federation.service import create_app, serve
 from tests.federation.local import HIDDEN, LIMITS, TOKEN, Running, running
 
 ALLOWED = f"authorization: Bearer {TOKEN}\r\ncontent-type: application/msgpack\r\n"
@@ -280,6 +281,16 @@ def test_who_does_not_take_the_reply_keeps_neither_memory_nor_others_waiting(ser
             connection.sendall(f"{POST}content-length: 4\r\n\r\nlong".encode())
         time.sleep(1.0)
         assert service.works()
+
+
+def test_a_port_that_is_taken_and_a_certificate_that_is_missing_end_the_service_with_an_error(service: Running) -> None:
+    def start(port: int) -> None:
+        serve(lambda data, gone: data, TOKEN, "127.0.0.1", port, Path("missing.pem"), Path("missing.pem"))
+
+    with pytest.raises(OSError, match="Address already in use"):
+        start(service.port)
+    with pytest.raises(OSError, match="No such file"):
+        start(0)
 
 
 def test_old_tls_is_refused(service: Running) -> None:
