@@ -12,7 +12,7 @@ from mor.data.schema import Answer, load_images, read_rows
 from mor.federation.client import ClientService, RemoteClient, Transport
 from mor.federation.http import HttpsTransport, check_token
 from mor.federation.ledger import Ledger
-from mor.federation.service import serve
+from mor.federation.endpoint import serve
 from mor.rewards.model import load_reward_model
 from mor.vlm.load import Vlm
 from tasks import paths

@@ -29,7 +29,7 @@ from cryptography.x509.oid import NameOID
 from starlette.types import ASGIApp
 
 from mor.federation.http import HttpsTransport
-from mor.federation.service import Door, Limits, serve
+from mor.federation.endpoint import Door, Limits, serve
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "secret"

@@ -20,7 +20,7 @@ from PIL import Image
 from mor.federation.client import ClientError, ClientService, RemoteClient
 from mor.federation.http import HttpsTransport
 from mor.federation.ledger import Ledger
-from mor.federation.service import Limits, create_app
+from mor.federation.endpoint import Limits, create_app
 from tests.alignment.test_mixed_reward import TableReward
 from tests.federation.local import free_port, self_signed, served
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mor.federation.client import ClientError
-from mor.federation.service import create_app, serve
+from mor.federation.endpoint import create_app, serve
 from tests.federation.local import HIDDEN, LIMITS, TOKEN, Running, running
 
 ALLOWED = f"authorization: Bearer {TOKEN}\r\ncontent-type: application/msgpack\r\n"
