@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import uvicorn
 
-from mor.config import ConfigError, Params, load_params
+from mor.config import ConfigError, Params, UserError, load_params
 from mor.data.schema import Answer, Preference, load_images, read_rows
 from mor.federation.client import RemoteClient, Transport
-from mor.federation.http import HttpsTransport, create_app
+from mor.federation.endpoint import serve
+from mor.federation.http import HttpsTransport, check_token
 from mor.federation.ledger import Ledger
 from mor.federation.service import ClientService
 from mor.rewards.model import load_reward_model
@@ -82,12 +82,19 @@ def token(name: str) -> str:
     variable = f"MOR_TOKEN_{name.upper()}"
     if not os.environ.get(variable):
         raise ConfigError(f"client {name}: set {variable} to the bearer token that its service was started with")
+    try:
+        check_token(os.environ[variable])
+    except ConfigError as error:
+        raise ConfigError(f"client {name}: {variable}: {error}") from None
     return os.environ[variable]
 
 
 @task
 def serve_client(name: str, host: str, port: int, certificate: str, key: str) -> None:
     """Answer the server's messages over HTTPS until stopped."""
-    params = load_params(paths.PARAMS)
-    app = create_app(client_service(params, name, noise=np.random.default_rng()).handle, token(name))
-    uvicorn.run(app, host=host, port=port, ssl_certfile=certificate, ssl_keyfile=key, ws="none", log_level="warning")
+    secret = token(name)
+    service = client_service(load_params(paths.PARAMS), name, noise=np.random.default_rng())
+    try:
+        serve(service.handle, secret, host, port, Path(certificate), Path(key))
+    except OSError as error:
+        raise UserError(f"no service at {host}:{port} with {certificate} and {key}: {error}; name others") from None
