@@ -8,14 +8,20 @@ persisted or cached by Prefect: DVC alone decides what is stale.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from mor.config import TRY_AGAIN, Unavailable, UserError, load_params
+from mor.text import told
 from tasks import paths
+
+ERROR_VARIABLE = "MOR_ERROR"  # the file into which a stage of a night writes what may be told of its error
 
 # TRL still asks Transformers by the old names; nothing that a user could act on.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -66,7 +72,31 @@ def _decorate(kind: Literal["task", "flow"], function: Any, options: dict[str, A
         own["cache_policy"] = NO_CACHE
     elif stage := os.environ.get("DVC_STAGE"):  # "dvc.yaml:reward@documents"
         own["flow_run_name"] = stage.rpartition(":")[2]
-    return getattr(prefect, kind)(function, **(own | options))
+    if function is None:
+        return lambda plain: getattr(prefect, kind)(_discreet(plain), **(own | options))
+    return getattr(prefect, kind)(_discreet(function), **(own | options))
+
+
+class Untold(RuntimeError):
+    """Stands for an error whose text may hold somebody's data; says its kind and place."""
+
+    public = True  # see mor.text.told
+
+
+def _discreet(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` so that Prefect, which keeps the text and the traceback of an error, learns what may be told."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except Exception as error:
+            if isinstance(error, UserError) or getattr(error, "public", False):
+                raise
+            print("".join(traceback.format_tb(error.__traceback__)), end="", file=sys.stderr)  # lines of code, no values
+            raise Untold(f"{told(error)}; without Prefect it says its text: unset PREFECT_API_URL and run it again") from None
+
+    return call
 
 
 def main(flow_function: Callable[..., Any], *arguments: Any) -> None:
@@ -83,10 +113,20 @@ def main(flow_function: Callable[..., Any], *arguments: Any) -> None:
     except UserError as error:
         from rich.console import Console
 
+        _leave_word(error)
         Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False, highlight=False)
         sys.exit(TRY_AGAIN if isinstance(error, Unavailable) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        _leave_word(error)
+        raise
+
+
+def _leave_word(error: Exception) -> None:
+    """Tell the night what may be told of the error that ends its stage."""
+    if file := os.environ.get(ERROR_VARIABLE):
+        Path(file).write_text(told(error), encoding="utf-8")
 
 
 def _find_server() -> None:
