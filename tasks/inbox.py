@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 LONGEST_NAME = 1000  # bytes of a path inside the folder
+LONGEST_PART = 255  # of one name in it, Linux' own limit
 CHUNK = 1 << 20
 HERE = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -101,7 +102,7 @@ def _parent(root: Path, name: str) -> Iterator[tuple[int, str]]:
     parts = name.split("/")
     if "\0" in name or name.startswith("/") or {"", ".", ".."} & set(parts):
         raise Stray("a path that leaves its folder")
-    if len(os.fsencode(name)) > LONGEST_NAME:
+    if len(os.fsencode(name)) > LONGEST_NAME or any(len(os.fsencode(part)) > LONGEST_PART for part in parts):
         raise FileNotFoundError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     folder = os.open(root, HERE)
     try:

@@ -611,7 +611,7 @@ def _image_of(line: bytes) -> str:
     except ValueError:
         return ""
     image = values.get("image") if isinstance(values, dict) else None
-    if not isinstance(image, str) or not image or pictures.leaves(image):
+    if not isinstance(image, str) or not image or "\0" in image or pictures.leaves(image):
         return ""
     plain = os.path.normpath(image)
     return "" if plain == "." else plain

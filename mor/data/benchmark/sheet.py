@@ -203,6 +203,7 @@ def data_card(
         kinds={client: Counter(row.kind for row in private[client] if row.kind) for client in generated},
         styles={client: styles[client] for client in generated if client in styles},
         in_style=in_style,
+        made_up=bool(generated) or _is_generated(public) or _is_generated(evaluation),
         error_rate=error_rate,
         contradicted={client: _contradicted(private[client], styles[client]) for client in generated if client in styles},
         images={name: len(found) for name, found in images.items()},
