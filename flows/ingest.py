@@ -13,8 +13,10 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from mor.config import load_params
+from mor.text import shown
 from tasks import paths, runtime
 
 if TYPE_CHECKING:
@@ -33,12 +35,15 @@ def run(
     """Do what is asked, one process at a time; without a wish, list."""
     if sum((to_release is not None, to_discard is not None, now)) > 1:
         raise typer.BadParameter("give one of --release, --discard and --now")
-    from tasks.ingest import deliveries, discard, ingest, release, waiting
+    from tasks.ingest import deliveries, discard, ingest, label, release, waiting
     from tasks.night import alone
 
     params = load_params(paths.PARAMS)
     if not (to_release or to_discard or now):
-        show([str(path) for path in waiting(params)], [found for found in deliveries() if found.state == "held"])
+        show(
+            [f"{label(path)}  {shown(path)}" for path in waiting(params)],
+            [found for found in deliveries() if found.state == "held"],
+        )
         return
     with alone():
         if now:
@@ -46,14 +51,14 @@ def run(
             if not ingest(params, f"{today} by hand"):
                 console.print(f"Nothing waits in {params.nightly.inbox}.")
         for delivery in [release(to_release)] if to_release else [discard(to_discard)] if to_discard else []:
-            console.print(f"{delivery.client}/{delivery.name}: {delivery.state}", highlight=False)
+            console.print(f"{delivery.client}/{shown(delivery.name)}: {delivery.state}", highlight=False, markup=False)
             if delivery.state == "merged":
                 console.print("The next night trains on it, or `dvc repro` now.")
 
 
 def show(waits: list[str], held: list[Delivery]) -> None:
     """What waits in the inbox, and what is held for which reason."""
-    console.print("Waiting in the inbox:", *(waits or ["nothing"]), sep="\n  ", highlight=False)
+    console.print("Waiting in the inbox:", *(waits or ["nothing"]), sep="\n  ", highlight=False, markup=False)
     if not held:
         console.print("Held: nothing")
         return
@@ -61,7 +66,8 @@ def show(waits: list[str], held: list[Delivery]) -> None:
     table = Table(name, "night", "rows", "new", "why", box=box.SIMPLE_HEAD)
     for delivery in held:
         counts = (str(delivery.rows), str(delivery.accepted))
-        table.add_row(f"{delivery.client}/{delivery.name}", delivery.night, *counts, "\n".join(delivery.reasons))
+        cells = (f"{delivery.client}/{delivery.name}", delivery.night, *counts, "\n".join(delivery.reasons))
+        table.add_row(*(Text(shown(cell, None, lines=True)) for cell in cells))
     console.print(table)
 
 

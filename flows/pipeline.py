@@ -40,7 +40,9 @@ def pipeline(arguments: Sequence[str] = ()) -> None:
                 console.print("[yellow]No Prefect server: .prefect/server.log says why. Going on without it.[/]")
             else:
                 login = "" if theirs else f"; login {login_hint()}"
-                console.print(f"Prefect: {runtime.shown(address)} (while this runs{login})", highlight=False, soft_wrap=True)
+                console.print(
+                    f"Prefect: {runtime.without_login(address)} (while this runs{login})", highlight=False, soft_wrap=True
+                )
             runtime.flow(name="pipeline", flow_run_name="pipeline")(execute)(list(arguments))
     show_results()
 

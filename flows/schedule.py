@@ -32,7 +32,7 @@ def schedule() -> None:
         os.environ.update(services.PREFECT)
         if not prefect:
             os.environ.update({"PREFECT_API_URL": f"{services.PREFECT_UI}/api", guard.CLIENT_LOGIN: guard.login()})
-        os.environ.setdefault(tracking.ADDRESS_VARIABLE, runtime.shown(mlflow) or services.MLFLOW_UI)
+        os.environ.setdefault(tracking.ADDRESS_VARIABLE, runtime.without_login(mlflow) or services.MLFLOW_UI)
         with services.supervise(own):
             for service in own:
                 services.wait_for(service)
@@ -40,8 +40,10 @@ def schedule() -> None:
                 services.close_runs()
             services.register_deployment()
             with services.supervise([services.worker()]):
-                console.print(f"Prefect: {runtime.shown(os.environ['PREFECT_API_URL']).removesuffix('/api')}", highlight=False)
-                console.print(f"MLflow:  {runtime.shown(mlflow) or services.MLFLOW_UI}", highlight=False)
+                console.print(
+                    f"Prefect: {runtime.without_login(os.environ['PREFECT_API_URL']).removesuffix('/api')}", highlight=False
+                )
+                console.print(f"MLflow:  {runtime.without_login(mlflow) or services.MLFLOW_UI}", highlight=False)
                 if own:
                     console.print(f"Login:   {guard.login_hint()}", highlight=False)
                 console.print(f"Nights:  {nightly.cron} ({nightly.timezone}); Ctrl-C ends it", highlight=False)

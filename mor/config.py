@@ -18,6 +18,7 @@ RouterKind = Literal["means", "preferences", "online", "uniform", "random", "sta
 RewardKind = Literal["implicit", "head"]
 Architecture = Literal["llava", "idefics3", "gemma3"]
 Style = Literal["terse", "field", "sentence"]
+ImageFormat = Literal["PNG", "JPEG", "WEBP", "BMP"]  # Pillow decodes these itself, without other programs or files
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -45,6 +46,7 @@ class Unavailable(UserError):
 
 
 TRY_AGAIN = 75  # sysexits' EX_TEMPFAIL
+MOST_SIDE = 8192  # pixels; no larger picture is decoded, whatever the settings say
 
 
 class ConfigError(UserError, ValueError):
@@ -99,7 +101,8 @@ class Validation(Section):
     max_prompt_characters: Count
     max_answer_characters: Count
     min_image_side: Count  # pixels
-    max_image_side: Count
+    max_image_side: Annotated[int, Field(ge=1, le=MOST_SIDE)]
+    image_formats: Annotated[list[ImageFormat], Field(min_length=1)]
 
 
 class Lora(Section):
@@ -193,10 +196,22 @@ class Compare(Section):
     averaging: Averaging
 
 
+class Bounds(Section):
+    """What one delivery may hold; a larger one is refused as a whole."""
+
+    rows: Count  # lines of its file
+    line_bytes: Count  # of one of them
+    rows_bytes: Count  # of the file
+    pictures: Count  # files that its rows name
+    picture_bytes: Count  # of one of them
+    pictures_bytes: Count  # of all together
+
+
 class Nightly(Section):
     cron: str  # when a night begins, in the time zone below
     timezone: str
     inbox: str  # folder of deliveries: <inbox>/<client>/<name>.jsonl, images beside it
+    delivery: Bounds
     retries: Annotated[int, Field(ge=0)]  # of a stage that something unavailable ended, and of a push
     retry_delay: Positive  # seconds before the first retry; doubles with each
     time_limit: Positive  # seconds that a stage may take

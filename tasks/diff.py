@@ -21,6 +21,7 @@ from mor.evaluation.diff import TITLES, Change, Difference, Gap, Side, compare, 
 from mor.evaluation.metrics import Evaluation
 from mor.evaluation.report import points
 from mor.seeds import stream
+from mor.text import shown as printable
 from tasks import paths, tracking
 from tasks.report import png_bytes, thumbnail
 
@@ -166,7 +167,7 @@ def show(difference: Difference, confidence: float, console: Console | None = No
     """Print the difference: what was changed, what that did to the scores, and some answers."""
     console = console or Console()
     console.width = max(console.width, WIDTH)
-    console.print(f"[bold]A[/]  {escape(difference.a.name)}\n[bold]B[/]  {escape(difference.b.name)}")
+    console.print(f"[bold]A[/]  {escape(printable(difference.a.name))}\n[bold]B[/]  {escape(printable(difference.b.name))}")
     _show_changes(console, "Settings", difference.params, "no setting that a result depends on differs")
     _show_changes(console, "Data", difference.versions, "the same")
     if difference.gaps:
@@ -192,7 +193,7 @@ def _show_changes(console: Console, title: str, changes: Sequence[Change], same:
 
 
 def _text(value: object) -> str:
-    return "[dim]not set[/]" if value is None else escape(str(value))
+    return "[dim]not set[/]" if value is None else escape(printable(value))
 
 
 def _scores(gaps: Iterable[Gap], confidence: float) -> Table:
@@ -240,7 +241,7 @@ def _show_answers(console: Console, difference: Difference) -> None:
     for suite, answers in difference.answers.items():
         for answer in pick(answers, ANSWERS):
             before, after = answer.before, answer.after
-            texts = (escape(text or "(nothing)") for text in (after.prompt, after.answer, before.text, after.text))
+            texts = (escape(printable(text) or "(nothing)") for text in (after.prompt, after.answer, before.text, after.text))
             examples.add_row(suite.replace("_", " "), *texts, TURNS[answer.turn])
     if examples.row_count:
         console.print(examples)

@@ -22,13 +22,16 @@ import psutil
 
 from mor.config import TRY_AGAIN, Unavailable
 from tasks import guard, paths
+from tasks.runtime import ERROR_VARIABLE
 
 SERVER_PATIENCE = 60.0  # seconds for the server to come up; a new database takes most of it
 DVC = [sys.executable, "-m", "dvc"]
 
 
 class StageFailed(RuntimeError):
-    """``dvc repro`` stopped; ``code`` is its exit code."""
+    """``dvc repro`` stopped; ``code`` is its exit code. Its text says what the stage told of its error, and no output."""
+
+    public = True  # see mor.text.told
 
     def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(reason or f"dvc repro ended with exit code {code}")
@@ -73,13 +76,14 @@ def run_stage(stage: str, time_limit: float, watch: Callable[[dict[str, Any]], N
     """``dvc repro`` of one stage, whose dependencies are up to date; its output goes to ``.nights/<stage>.log``.
 
     ``watch`` gets what the training's progress file holds (step, steps, figures) whenever that changes. Raises
-    ``StageFailed`` with the end of the output, ``StageUnavailable`` where the stage asks to be tried again, and
-    ``StageTimedOut`` after ``time_limit`` seconds.
+    ``StageFailed`` with what the stage told of its error (its output may hold anything and stays in the log),
+    ``StageUnavailable`` where the stage asks to be tried again, and ``StageTimedOut`` after ``time_limit`` seconds.
     """
     paths.NIGHTS.mkdir(exist_ok=True)
-    log, progress = (paths.NIGHTS / f"{paths.stage_name(stage)}.{kind}" for kind in ("log", "progress"))
-    progress.unlink(missing_ok=True)
-    marks = {OWNER_VARIABLE: str(Path.cwd()), "MOR_PROGRESS": str(progress.resolve())}
+    log, progress, error = (paths.NIGHTS / f"{paths.stage_name(stage)}.{kind}" for kind in ("log", "progress", "error"))
+    for left in (progress, error):
+        left.unlink(missing_ok=True)
+    marks = {OWNER_VARIABLE: str(Path.cwd()), "MOR_PROGRESS": str(progress.resolve()), ERROR_VARIABLE: str(error.resolve())}
     began = time.monotonic()
     with log.open("w") as output:
         command = [*DVC, "--wait-for-lock", "repro", "--single-item", stage]
@@ -94,7 +98,8 @@ def run_stage(stage: str, time_limit: float, watch: Callable[[dict[str, Any]], N
         raise StageTimedOut(1, f"{stage} took longer than {time_limit:g} s (nightly.time_limits); its log is {log}")
     if code:
         kind = StageUnavailable if re.search(rf"exited with {TRY_AGAIN}\b", text) else StageFailed
-        raise kind(code, f"{stage} failed; the end of {log}:\n{text[-2000:]}")
+        reason = error.read_text(encoding="utf-8") if error.exists() else "it says no more"
+        raise kind(code, f"{stage} failed: {reason}; its log is {log}")
     state = next((state for saying, state in _SAYINGS if saying in text), "Unchanged")
     return StageOutcome(stage, state, time.monotonic() - began)  # type: ignore[arg-type]
 

@@ -1,7 +1,7 @@
 """Deliveries: what clients drop into their inbox is checked, judged for drift, archived and merged into their data.
 
 A delivery is ``<inbox>/<client>/<name>.jsonl``, its images beside it. Write it under another suffix and rename it when it
-is whole. Each becomes a folder ``data/archive/<client>/<name>-<digest>/``:
+is whole. Each becomes a folder ``data/archive/<client>/<digest>/``, named by the first 8 digits of its digest:
 
 ====================  ==========================================================================
 ``delivery.jsonl``    the rows, byte for byte as they came; its images at their relative paths
@@ -20,6 +20,9 @@ What a kill can't spoil:
 
 Images are stored under a name made of their bytes, so none overwrites another. A delivery that drifted too far stops at 1
 in the state ``held``, until a person releases or discards it.
+
+A delivery is a stranger's: files are opened without leaving the inbox (``tasks.inbox``), ``nightly.delivery`` bounds what is
+taken, and what is told of it (reasons, drift, console) holds lines, counts and kinds, never a name or a text.
 """
 
 from __future__ import annotations
@@ -30,28 +33,31 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import pandas as pd
 import yaml
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 from rich.console import Console
 
-from mor.config import Params, UserError, load_params
+from mor.config import Bounds, Params, UserError, load_params
+from mor.data import pictures
 from mor.data.benchmark.write import MARKER
-from mor.data.checks import inspect
 from mor.data.schema import Preference, load_images
 from mor.evaluation.drift import Decision, Finding, agreement, compare, decide, drift_figure, image_statistics
 from mor.seeds import stream
+from mor.text import shown, told
 from tasks import paths
-from tasks.validation import DataSet, Verdict, check_delivery, quarantine_text, shared_tables
+from tasks.inbox import ABSENT, CHUNK, Stray, TooLarge, copy, entries, lines, opened, remove
+from tasks.validation import DataSet, Verdict, check_delivery, inspect_set, quarantine_text, shared_tables
 
 if TYPE_CHECKING:
     from mor.rewards.model import RewardModel
@@ -60,13 +66,16 @@ ROWS, QUARANTINE, RECORD = "delivery.jsonl", "quarantine.jsonl", "delivery.json"
 DRAFT = ".partial"
 MOST_PICTURES = 500  # read on each side for image statistics
 MOST_PAIRS = 300  # ranked on each side by the reward model
+MOST_PIXELS = 1 << 26  # decoded at a time
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # others may mean something to DVC or git, beside which the archive lies
+NOBODY = "unknown"  # stands for a folder of the inbox that is no client's
 State = Literal["merged", "held", "discarded", "empty", "refused"]
 Loader = Callable[[str], "RewardModel | None"]
 console = Console(stderr=True, soft_wrap=True)
 
 
 class DeliveryError(UserError, ValueError):
-    """A delivery cannot be taken in and stays where it is; the message names the file and the fix."""
+    """A delivery cannot be taken in and stays where it is; the message has the line and the fix, no name of theirs."""
 
 
 class Delivery(BaseModel):
@@ -79,7 +88,7 @@ class Delivery(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     client: str
-    name: str  # of its folder in the archive: <stem>-<first 8 digits of the digest>
+    name: str  # of its folder in the archive: the first 8 digits of the digest
     digest: str = ""  # SHA-256 of rows and images
     file: str  # its name in the inbox
     night: str
@@ -106,6 +115,11 @@ class Delivery(BaseModel):
     @property
     def text(self) -> str:
         return self.model_dump_json(indent=1) + "\n"
+
+    def shared(self, clients: Iterable[str]) -> Delivery:
+        """What others may see of it: without the file's name, and its folder's where that is no client's."""
+        client = self.client if self.client in clients else NOBODY
+        return self.model_copy(update={"file": "", "name": self.digest[:8] or self.name, "client": client})
 
 
 @dataclass(frozen=True)
@@ -152,26 +166,44 @@ def ingest(params: Params, night: str, load: Loader | None = None) -> list[Deliv
     refused = []
     for delivery in deliveries():
         if not delivery.finished:
-            refused += _attempt(intake.finish, delivery, delivery.client, delivery.file, night)
+            refused += _attempt(intake.finish, delivery, delivery.client, delivery.name, delivery.file, night)
+    inbox = Path(params.nightly.inbox)
     for path in waiting(params):
-        refused += _attempt(intake.take_in, path, path.parent.name, path.name, night)
+        client = path.name if path.parent == inbox and path.name in params.clients else path.parent.name
+        refused += _attempt(intake.take_in, path, client, label(path), path.name, night)
     _clear_drafts()
     found = [told for delivery in deliveries() for told in _of_night(delivery, night)] + refused
     for delivery in found:
-        _tell(delivery)
+        _tell(delivery.shared(params.clients))
     return found
 
 
 def waiting(params: Params) -> list[Path]:
-    """Deliveries in the inbox, in the order in which they are taken in; those in no client's folder among them."""
+    """Deliveries in the inbox, in the order in which they are taken in; those in no client's folder and links among them."""
     inbox = Path(params.nightly.inbox)
-    return sorted(path for pattern in ("*/*.jsonl", "*.jsonl") for path in inbox.glob(pattern) if not path.name.startswith("."))
+    found = []
+    for path in (inbox / name for name in entries(inbox.resolve())):
+        if path.suffix == ".jsonl" or path.is_symlink():
+            found.append(path)
+        else:
+            found += [path / name for name in entries(path) if name.endswith(".jsonl")]
+    return sorted(found)
+
+
+def label(path: Path) -> str:
+    """Eight digits that stand for a file that waits, as long as nobody touches it; they do not tell its name."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return "gone"
+    return hashlib.sha256(f"{found.st_dev} {found.st_ino} {found.st_mtime_ns}".encode()).hexdigest()[:8]
 
 
 def deliveries() -> list[Delivery]:
-    """Every delivery in the archive, by client and name."""
+    """Every delivery in the archive, by client and the name of its file."""
     records = sorted(path for path in paths.ARCHIVE.glob(f"*/*/{RECORD}") if not path.parent.name.endswith(DRAFT))
-    return [Delivery.model_validate_json(path.read_text(encoding="utf-8")) for path in records]
+    found = [Delivery.model_validate_json(path.read_text(encoding="utf-8")) for path in records]
+    return sorted(found, key=lambda delivery: (delivery.client, delivery.file, delivery.name))
 
 
 def release(name: str) -> Delivery:
@@ -195,7 +227,7 @@ def discard(name: str) -> Delivery:
 
 def drift_picture(found: Sequence[Delivery]) -> bytes | None:
     """A picture of the deliveries' drift as PNG; None where none was judged."""
-    judged = {f"{d.client}: {d.name}: {d.decision}": d.drift for d in found if d.drift and d.state != "empty"}
+    judged = {f"{d.client}: {d.digest[:8]}: {d.decision}": d.drift for d in found if d.drift and d.state != "empty"}
     if not judged:
         return None
     buffer = io.BytesIO()
@@ -222,8 +254,16 @@ class Intake:
     def take_in(self, path: Path) -> None:
         """Archive, judge and merge one delivery; raises ``UserError`` where it cannot be read."""
         client = self._client_of(path)
-        draft = _snapshot(path, paths.ARCHIVE / client / f"{path.stem}{DRAFT}")
-        digest = _digest(draft / ROWS, draft)
+        draft = paths.ARCHIVE / client / f"incoming{DRAFT}"
+        try:
+            self._take_in(path, client, draft)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+
+    def _take_in(self, path: Path, client: str, draft: Path) -> None:
+        _snapshot(Path(self.params.nightly.inbox), client, path.name, draft, self.params.nightly.delivery)
+        digest = _digest(draft)
         for earlier in deliveries():
             if (earlier.client, earlier.digest) == (client, digest):
                 shutil.rmtree(draft)
@@ -238,7 +278,7 @@ class Intake:
         state: State = "empty" if not judged.fresh else "held" if decision == "stop" else "merged"
         loud = [f"{finding.name}: {finding.text}" for finding in findings if finding.decision == decision != "continue"]
         delivery = Delivery(
-            client=client, name=f"{path.stem}-{digest[:8]}", digest=digest, file=path.name, night=self.night, state=state,
+            client=client, name=digest[:8], digest=digest, file=path.name, night=self.night, state=state,
             finished=False, reasons=[*loud, *judged.reasons, *notes], decision=decision, drift=findings, **judged.counts,
         )  # fmt: skip
         _write_quarantine(draft, judged)
@@ -252,7 +292,7 @@ class Intake:
         """Merge what is to be merged, clear the inbox, and mark the delivery as finished; may be repeated."""
         if delivery.state == "merged":
             _merge(delivery, (judged or self.judge(delivery.client, delivery.folder)).fresh)
-        _clear_inbox(Path(self.params.nightly.inbox) / delivery.client, delivery)
+        _clear_inbox(Path(self.params.nightly.inbox), delivery, self.params.nightly.delivery)
         finished = delivery.model_copy(update={"finished": True})
         finished.save()
         return finished
@@ -261,7 +301,7 @@ class Intake:
         """Rows of ``folder`` that are bad, known or new; what clashes with the client's rows is the delivery's fault."""
         settings = self.params.validation
         inbox = Path(self.params.nightly.inbox) / client
-        table = inspect(folder / ROWS, Preference, folder, settings.max_image_side)
+        table = inspect_set(DataSet(f"inbox.{client}", "inbox", folder / ROWS, folder), settings)
         known, pairs = self._present(client), _pairs(table)
         twins = _twins(known, pairs)
         rest = _with_clashes(table[~table["line"].isin(list(twins))].reset_index(drop=True), known, pairs)
@@ -280,12 +320,19 @@ class Intake:
 
     def _client_of(self, path: Path) -> str:
         inbox, client = Path(self.params.nightly.inbox), path.parent.name
+        if path.parent == inbox and path.is_symlink():
+            raise DeliveryError(f"{inbox}: a symbolic link in the place of a client's folder; put a folder there")
         if path.parent == inbox or client not in self.params.clients:
             names = ", ".join(self.params.clients)
-            raise DeliveryError(f"{path}: lies in no client's folder; move it to {inbox}/<client>/, one of {names}")
+            raise DeliveryError(f"{inbox}: it lies in no client's folder; move it to {inbox}/<client>/, one of {names}")
+        try:
+            path.name.encode()
+        except UnicodeEncodeError:
+            raise DeliveryError(f"{inbox}/{client}: its name is not UTF-8; rename it") from None
         if client in self.params.benchmark.styles and not paths.client_preferences(client).exists():
             missing = paths.client_preferences(client)
-            raise DeliveryError(f"{path}: {missing} is not there to be added to; `dvc pull` it or run the benchmark stage")
+            fix = "`dvc pull` it or run the benchmark stage"
+            raise DeliveryError(f"{inbox}/{client}: {missing} is not there to be added to; {fix}")
         return client
 
     def _present(self, client: str) -> list[Pair]:
@@ -293,7 +340,7 @@ class Intake:
         file, folder = paths.client_preferences(client), paths.client_folder(client)
         if not file.exists() or not file.read_bytes().strip():
             return []
-        return _pairs(inspect(file, Preference, folder, self.params.validation.max_image_side))
+        return _pairs(inspect_set(DataSet(f"clients.{client}", "clients", file, folder), self.params.validation))
 
     def _drift(self, client: str, folder: Path, judged: Judged, digest: str) -> tuple[list[Finding], list[str]]:
         """How the new rows differ from those that the client has, and what could not be judged."""
@@ -346,15 +393,15 @@ def _clear_drafts() -> None:
         shutil.rmtree(leftover)
 
 
-def _attempt(do: Callable[..., object], what: object, client: str, file: str, night: str) -> list[Delivery]:
+def _attempt(do: Callable[..., object], what: object, client: str, name: str, file: str, night: str) -> list[Delivery]:
     """Do it; a delivery that cannot be taken in is told as refused, and the others are not kept waiting."""
     try:
         do(what)
     except Exception as error:  # whatever it is, it must not cost the other clients their night
-        reason = str(error) if isinstance(error, UserError) else f"{file}: {type(error).__name__}: {error}"
         if not isinstance(error, UserError):
-            console.print_exception()
-        return [Delivery(client=client, name=Path(file).stem, file=file, night=night, state="refused", reasons=[reason])]
+            console.print("".join(traceback.format_tb(error.__traceback__)), markup=False, highlight=False)  # code, no values
+        refused = {"client": shown(client), "name": name, "file": shown(file), "reasons": [told(error)]}
+        return [Delivery(night=night, state="refused", **refused)]  # type: ignore[arg-type]
     return []
 
 
@@ -369,12 +416,13 @@ def _of_night(delivery: Delivery, night: str) -> Iterator[Delivery]:
 
 
 def _held(name: str) -> Delivery:
-    """The held delivery of that name, which may be given as ``client/name``."""
+    """The held delivery of that name or those 8 digits, which may be given as ``client/name``."""
     held = [delivery for delivery in deliveries() if delivery.state == "held"]
-    found = [delivery for delivery in held if name in (delivery.name, f"{delivery.client}/{delivery.name}")]
+    own = [{delivery.name, delivery.digest[:8]} for delivery in held]
+    found = [d for d, names in zip(held, own, strict=True) if name in names | {f"{d.client}/{each}" for each in names}]
     if len(found) != 1:
-        names = ", ".join(f"{delivery.client}/{delivery.name}" for delivery in held) or "none"
-        raise DeliveryError(f"{name}: {len(found)} held deliveries have that name; expected one of: {names}")
+        names = ", ".join(f"{delivery.client}/{shown(delivery.name)}" for delivery in held) or "none"
+        raise DeliveryError(f"{shown(name)}: {len(found)} held deliveries have that name; expected one of: {names}")
     return found[0]
 
 
@@ -382,7 +430,8 @@ def _tell(delivery: Delivery) -> None:
     colour = {"merged": "green", "empty": "default"}.get(delivery.state, "yellow")
     counts = f"{delivery.rows} rows, {delivery.accepted} new, {delivery.duplicates} known, {delivery.quarantined} set aside"
     judged = f"; drift: {delivery.decision}" if delivery.drift else ""
-    console.print(f"[{colour}]{delivery.client}: {delivery.name}: {delivery.state}[/]: {counts}{judged}", highlight=False)
+    console.print(f"{delivery.client}: {delivery.name}: {delivery.state}", style=colour, end="", highlight=False, markup=False)
+    console.print(f": {counts}{judged}", highlight=False, markup=False)
     for reason in delivery.reasons:
         console.print(f"  {reason}", highlight=False, markup=False)
 
@@ -421,7 +470,7 @@ def _with_clashes(table: pd.DataFrame, known: Sequence[Pair], pairs: Sequence[Pa
         picture, prompt, chosen, rejected = contents.get(int(line), ("", "", "", ""))
         opposite = by_content.get((picture, prompt, rejected, chosen))
         against.append(f"line {opposite} of the client's rows" if opposite else inside)
-        taken.append(f"{name}, line {ids[name]} of the client's rows" if name in ids else None)
+        taken.append(f"line {ids[name]} of the client's rows" if name in ids else None)
     columns = {"contradicted_by": against, "id_taken": taken}
     return table.assign(**{name: pd.Series(values, dtype=object) for name, values in columns.items()})
 
@@ -445,65 +494,136 @@ def _columns(root: Path, rows: Sequence[Preference]) -> dict[str, list[float]]:
     """Statistics of every picture, by name."""
     columns: dict[str, list[float]] = {}
     for row in rows:
-        with Image.open(root / row.image) as image:
-            for name, value in image_statistics(image.convert("RGB")).items():
-                columns.setdefault(name, []).append(value)
+        for name, value in image_statistics(load_images(root, [row])[0]).items():
+            columns.setdefault(name, []).append(value)
     return columns
 
 
 def _agrees(model: RewardModel, root: Path, rows: Sequence[Preference]) -> list[bool]:
     """Whether the model ranks each pair as its annotator did; pairs that it cannot score are left out."""
-    images, prompts = load_images(root, rows), [row.prompt for row in rows]
-    chosen, rejected = (model.score(prompts, images, [getattr(r, side) for r in rows]) for side in ("chosen", "rejected"))
-    return [up > down for up, down in zip(chosen, rejected, strict=True) if up is not None and down is not None]
+    agreed: list[bool] = []
+    for some in _portions(root, rows):
+        images, prompts = load_images(root, some), [row.prompt for row in some]
+        chosen, rejected = (model.score(prompts, images, [getattr(r, side) for r in some]) for side in ("chosen", "rejected"))
+        agreed += [up > down for up, down in zip(chosen, rejected, strict=True) if up is not None and down is not None]
+    return agreed
+
+
+def _portions(root: Path, rows: Sequence[Preference]) -> Iterator[list[Preference]]:
+    """The rows in portions whose pictures have no more than ``MOST_PIXELS`` together: few large ones, or all small ones."""
+    portion: list[Preference] = []
+    held = 0
+    for row in rows:
+        with pictures.opened(root / row.image) as picture:
+            size = picture.width * picture.height
+        if portion and held + size > MOST_PIXELS:
+            yield portion
+            portion, held = [], 0
+        portion.append(row)
+        held += size
+    if portion:
+        yield portion
 
 
 # --- files ---------------------------------------------------------------------------------------------------------------
 
 
-def _snapshot(path: Path, draft: Path) -> Path:
+def _snapshot(inbox: Path, client: str, file: str, draft: Path, most: Bounds) -> None:
     """Copy rows and images of a delivery into a fresh folder; what is judged and kept is this copy."""
+    place = f"{inbox}/{client}"
     try:
         draft.mkdir(parents=True)
-        shutil.copyfile(path, draft / ROWS)
-        for image in named_images(draft / ROWS):
-            if image in (ROWS, QUARANTINE, RECORD):
-                raise DeliveryError(f"{path}: a picture is named {image}, which the archive uses; give it another name")
-            if _is_file(path.parent / image):
-                (draft / image).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path.parent / image, draft / image)
+        with opened(inbox, f"{client}/{file}") as rows:
+            _copy_rows(rows, draft / ROWS, most)
+        _copy_pictures(inbox / client, _named(draft / ROWS), draft, most)
+    except DeliveryError as error:
+        raise DeliveryError(f"{place}: {error}") from None
+    except TooLarge as error:
+        fix = "deliver it in parts, or change nightly.delivery in params.yaml"
+        raise DeliveryError(f"{place}: cannot be copied to the archive: {error}; {fix}") from None
+    except Stray as error:
+        said = "nothing outside the inbox is read; put the file itself there"
+        raise DeliveryError(f"{place}: cannot be copied to the archive: it is {error}; {said}") from None
     except OSError as error:
-        raise DeliveryError(f"{path}: cannot be copied to the archive: {error}; correct that, it is tried again") from None
-    return draft
+        reason = f"{error.strerror}; correct that, it is tried again"
+        raise DeliveryError(f"{place}: cannot be copied to the archive: {reason}") from None
+
+
+def _copy_rows(source: BinaryIO, target: Path, most: Bounds) -> None:
+    """Copy the rows byte for byte; raises ``TooLarge`` as soon as they are."""
+    size = 0
+    with target.open("xb") as file:
+        for number, line in enumerate(lines(source, most.line_bytes), 1):
+            size += len(line)
+            if number > most.rows:
+                raise TooLarge(f"more than {most.rows} rows")
+            if size > most.rows_bytes:
+                raise TooLarge(f"more than {most.rows_bytes} bytes of rows")
+            file.write(line)
+
+
+def _copy_pictures(folder: Path, named: dict[str, int], draft: Path, most: Bounds) -> None:
+    """Copy the pictures that are there to the same paths below ``draft``."""
+    if len(named) > most.pictures:
+        raise TooLarge(f"its rows name {len(named)} pictures, more than {most.pictures}")
+    left = most.pictures_bytes
+    for image, line in named.items():
+        if (taken := image.partition("/")[0]) in (ROWS, QUARANTINE, RECORD):
+            raise DeliveryError(f"line {line}: a picture is named {taken}, which the archive uses; give it another name")
+        try:
+            with opened(folder.parent, f"{folder.name}/{image}") as picture:
+                if not _is_plain(image):
+                    fit = f"must end with one of {', '.join(SUFFIXES)}, and no part begin with a dot"
+                    raise DeliveryError(f"line {line}: a picture's name {fit}")
+                (draft / image).parent.mkdir(parents=True, exist_ok=True)
+                left -= copy(picture, draft / image, min(left, most.picture_bytes))
+        except ABSENT:
+            continue
+        except Stray as error:
+            raise Stray(f"{error} that line {line} names") from None
+        except TooLarge as error:
+            raise TooLarge(f"the picture of line {line} has {error}, or all have more than {most.pictures_bytes}") from None
+
+
+def _is_plain(image: str) -> bool:
+    """Whether a picture's path means nothing to DVC or git, which look for names such as ``dvc.yaml`` and ``.gitignore``."""
+    return image.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in image.split("/"))
 
 
 def named_images(rows: Path) -> list[str]:
     """Images that the lines name, as paths inside the delivery's folder, sorted; lines that cannot be read name none."""
-    found = set()
-    for line in rows.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"):
-        try:
-            values = from_json(line)
-        except ValueError:
-            continue
-        image = values.get("image") if isinstance(values, dict) else None
-        if isinstance(image, str) and image and not os.path.isabs(image):  # noqa: PTH117 (as mor.data.checks does)
-            plain = os.path.normpath(image)
-            found |= {plain} if not plain.startswith("..") else set()
-    return sorted(found)
+    return list(_named(rows))
 
 
-def _is_file(path: Path) -> bool:
+def _named(rows: Path) -> dict[str, int]:
+    """The same, each with the first line that names it."""
+    found: dict[str, int] = {}
+    for number, line in enumerate(rows.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        if image := _image_of(line):
+            found.setdefault(image, number)
+    return dict(sorted(found.items()))
+
+
+def _image_of(line: bytes) -> str:
+    """The picture that a line names, as a path inside its folder; empty where it names none, or one outside."""
     try:
-        return path.is_file()
-    except OSError:  # such as a name that is too long
-        return False
+        values = from_json(line)
+    except ValueError:
+        return ""
+    image = values.get("image") if isinstance(values, dict) else None
+    if not isinstance(image, str) or not image or "\0" in image or pictures.leaves(image):
+        return ""
+    plain = os.path.normpath(image)
+    return "" if plain == "." else plain
 
 
-def _digest(rows: Path, root: Path) -> str:
-    """SHA-256 of the rows and of every image that they name below ``root``."""
-    digest = hashlib.sha256(rows.read_bytes())
-    for image in named_images(rows):
-        content = hashlib.sha256((root / image).read_bytes()).hexdigest() if _is_file(root / image) else "missing"
+def _digest(folder: Path) -> str:
+    """SHA-256 of the rows and of every image that they name below ``folder``, a copy of our own."""
+    digest = hashlib.sha256((folder / ROWS).read_bytes())
+    for image in named_images(folder / ROWS):
+        content = "missing"
+        with suppress(*ABSENT, Stray), opened(folder, image) as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         digest.update(f"\n{image}\n{content}".encode())
     return digest.hexdigest()
 
@@ -526,7 +646,8 @@ def _merge(delivery: Delivery, pairs: Sequence[Pair]) -> None:
     for pair in pairs:
         source = delivery.folder / os.path.normpath(pair.row.image)
         content = source.read_bytes()
-        name = f"images/{hashlib.sha256(content).hexdigest()[:16]}{source.suffix.lower()}"
+        suffix = source.suffix.lower()
+        name = f"images/{hashlib.sha256(content).hexdigest()[:16]}{suffix if suffix in SUFFIXES else ''}"
         if not (home / name).exists():
             _replace(home / name, content)
         row = pair.row.model_copy(update={"image": name}).model_dump(exclude_defaults=True)
@@ -537,20 +658,60 @@ def _merge(delivery: Delivery, pairs: Sequence[Pair]) -> None:
     _replace(file, ended + "".join(lines).encode())
 
 
-def _clear_inbox(inbox: Path, delivery: Delivery) -> None:
+def _clear_inbox(inbox: Path, delivery: Delivery, most: Bounds) -> None:
     """Remove what the archive holds, but no image that another file there names, and no other delivery of the same name."""
-    file = inbox / delivery.file
+    home = delivery.client
+    images = named_images(delivery.folder / ROWS)
     try:
-        if file.is_file() and _digest(file, inbox) == delivery.digest:
-            file.unlink()
-        others = [path for path in inbox.glob("*") if path.is_file() and path.suffix in (".jsonl", DRAFT, ".tmp", ".part")]
-        needed = {image for other in others for image in named_images(other)}
-        for image in named_images(delivery.folder / ROWS):
-            kept, found = delivery.folder / image, inbox / image
-            if image not in needed and _is_file(found) and _is_file(kept) and found.read_bytes() == kept.read_bytes():
-                found.unlink()
-    except OSError as error:
-        raise DeliveryError(f"{file}: cannot be removed from the inbox: {error}; make {inbox} writable") from None
+        whole = _same(inbox, f"{home}/{delivery.file}", delivery.folder, ROWS)
+        if whole and all(_alike(inbox, f"{home}/{image}", delivery.folder, image) for image in images):
+            remove(inbox, f"{home}/{delivery.file}")
+        needed = _needed(inbox, home, most)
+        for image in images:
+            if needed is not None and image not in needed and _same(inbox, f"{home}/{image}", delivery.folder, image):
+                remove(inbox, f"{home}/{image}")
+    except (OSError, Stray) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"it is {error} now"
+        raise DeliveryError(f"{inbox}/{home}: cannot be removed from the inbox: {reason}; make the folder writable") from None
+
+
+def _needed(inbox: Path, client: str, most: Bounds) -> set[str] | None:
+    """Pictures that files there name, also those still being written; None where one is too large to say."""
+    found: set[str] = set()
+    for name in entries(inbox.resolve() / client):
+        if Path(name).suffix not in (".jsonl", DRAFT, ".tmp", ".part"):
+            continue
+        try:
+            with opened(inbox, f"{client}/{name}") as file:
+                for number, line in enumerate(lines(file, most.line_bytes), 1):
+                    if number > most.rows:
+                        return None
+                    found.add(_image_of(line.removeprefix(codecs.BOM_UTF8)))
+        except TooLarge:
+            return None
+        except (*ABSENT, Stray):
+            continue
+    return found
+
+
+def _same(inbox: Path, name: str, folder: Path, kept: str) -> bool:
+    """Whether a file of the inbox and one of the archive hold the same bytes; False where one is not there or is no file."""
+    with suppress(*ABSENT, Stray), opened(inbox, name) as one, opened(folder, kept) as other:
+        while (chunk := one.read(CHUNK)) == other.read(CHUNK):
+            if not chunk:
+                return True
+    return False
+
+
+def _alike(inbox: Path, name: str, folder: Path, kept: str) -> bool:
+    """Whether both are the same, or neither is there."""
+    return _same(inbox, name, folder, kept) or not (_is_there(inbox, name) or _is_there(folder, kept))
+
+
+def _is_there(root: Path, name: str) -> bool:
+    with suppress(*ABSENT, Stray), opened(root, name):
+        return True
+    return False
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from rich.console import Console
 from mor.config import Params, Unavailable, UserError, load_params
 from mor.evaluation.gate import Verdict
 from mor.evaluation.night import Night, render_night
+from mor.text import shown, told
 from tasks import ingest, paths, registry, runtime, tracking, trial
 from tasks.execution import DVC, StageOutcome, end_leftovers, outdated_stages, run_stage, stage_order
 from tasks.services import notify
@@ -44,6 +46,7 @@ CURRENT = paths.NIGHTS / "current.json"
 # What a night's commit holds, besides the pointers to data that no stage makes.
 KEPT = [paths.DVC_YAML, paths.DVC_LOCK, paths.PARAMS, paths.METRICS]
 IDENTITY = ["-c", "user.name=MoR nightly", "-c", "user.email=nightly@localhost"]  # where git knows no other
+PRIVATE = re.compile(r"\b(data|inbox|models)/|\.jsonl\b|'[^']*\.(png|jpe?g|webp|bmp)'", re.IGNORECASE)
 console = Console(stderr=True)
 
 
@@ -55,7 +58,7 @@ class Course:
     work: bool = False  # whether there is something to do; a restart keeps to it, as does the night after a failed one
     ending: str = ""
     message: str = ""
-    deliveries: list[ingest.Delivery] = field(default_factory=list)
+    deliveries: list[ingest.Delivery] = field(default_factory=list)  # as others may see them
     stages: list[StageOutcome] = field(default_factory=list)
     verdict: Verdict | None = None
 
@@ -75,7 +78,7 @@ def run_night(night: str | None = None) -> Course:
         try:
             follow(params, course)
         except Exception as error:
-            course.ending, course.message = "Failed", str(error)
+            course.ending, course.message = "Failed", told(error)
             _finish(params, course)
             raise
         _finish(params, course)
@@ -108,7 +111,7 @@ def begin(params: Params, night: str | None) -> Course:
 def follow(params: Params, course: Course) -> None:
     """The steps, in order."""
     step("settle", registry.settle)
-    course.deliveries = step("ingest", ingest.ingest, params, course.night)
+    course.deliveries = [found.shared(params.clients) for found in step("ingest", ingest.ingest, params, course.night)]
     step("version", version_clients, params)
     held = [f"{d.client}: {d.name}: {'; '.join(d.reasons)}" for d in course.deliveries if d.state == "held"]
     if not course.work:
@@ -246,9 +249,9 @@ def _finish(params: Params, course: Course) -> None:
                 step("push", push, params, course.night, retry=params)
     except Exception as error:
         if course.ending != "Failed":
-            _tell(course, "Failed", str(error))
+            _tell(course, "Failed", told(error))
             raise
-        console.print(f"[red]{error}[/]", highlight=False)
+        console.print(told(error), style="red", markup=False, highlight=False)
     _tell(course, course.ending, course.message)
     if course.ending == "Failed":
         course.save()
@@ -293,10 +296,13 @@ def push(params: Params, night: str) -> None:
 
 
 def _command(command: list[str], *, check: bool = True, error: type[UserError] = UserError) -> str:
-    """A command's output; raises ``error`` with what it printed where it fails."""
+    """A command's output; raises ``error`` with what it printed where it fails, but for lines that may name clients' files."""
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
     if check and done.returncode:
-        raise error(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()[-1000:]}")
+        said = (done.stderr or done.stdout).strip().splitlines()
+        open_ones = [line for line in said if not PRIVATE.search(line)]
+        hidden = ["(what it said of clients' files is left out here; run it by hand)"] * (len(open_ones) < len(said))
+        raise error(f"{' '.join(command)} failed: {shown(chr(10).join([*open_ones, *hidden])[-1000:], None, lines=True)}")
     return done.stdout.strip()
 
 
@@ -324,6 +330,8 @@ def _figures(course: Course) -> dict[str, float]:
     """What of a night is worth comparing with other nights, under the names that it has every night."""
     figures: dict[str, float] = {}
     for delivery in course.deliveries:
+        if delivery.client == ingest.NOBODY:
+            continue
         for name in ("accepted", "duplicates", "quarantined"):
             key = f"ingest.{delivery.client}.{name}"
             figures[key] = figures.get(key, 0.0) + getattr(delivery, name)
@@ -353,5 +361,7 @@ def _new_name(params: Params) -> str:
 def _tell(course: Course, state: str, message: str) -> None:
     """The state on the terminal and to the webhook."""
     colour = {"Failed": "red", "Refused": "yellow", "Held": "yellow"}.get(state, "green")
-    console.print(f"[{colour}]Night {course.night}: {state}[/]" + (f": {message}" if message else ""), highlight=False)
+    console.print(f"Night {course.night}: {state}", style=colour, end="" if message else "\n", markup=False, highlight=False)
+    if message:
+        console.print(f": {shown(message, None, lines=True)}", markup=False, highlight=False)
     notify({"night": course.night, "state": state, "message": message})

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from PIL import Image
 
+from mor.data.pictures import opened, pixels
 from mor.evaluation.metrics import Evaluation
 from mor.evaluation.plots import RouterWeight
 from mor.evaluation.report import Drawing, Sample, figures, pick_samples, render
@@ -79,8 +79,8 @@ def png_bytes(figure: Figure) -> bytes:
 def thumbnail(path: Path) -> bytes:
     """An image for the page as PNG: small ones as they are, large ones reduced to ``SHOWN`` pixels."""
     buffer = BytesIO()
-    with Image.open(path) as image:
-        small = image.convert("RGB")
+    with opened(path) as image:
+        small = pixels(image)
         small.thumbnail((SHOWN, SHOWN))
         small.save(buffer, format="PNG")
     return buffer.getvalue()

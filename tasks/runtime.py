@@ -12,13 +12,18 @@ import functools
 import inspect
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 from urllib.parse import urlsplit
 
 from mor.config import TRY_AGAIN, ConfigError, Unavailable, UserError, load_params
+from mor.text import told
 from tasks import paths
+
+ERROR_VARIABLE = "MOR_ERROR"  # the file into which a stage of a night writes what may be told of its error
 
 # TRL still asks Transformers by the old names; nothing that a user could act on.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -69,7 +74,31 @@ def _decorate(kind: Literal["task", "flow"], function: Any, options: dict[str, A
         own["cache_policy"] = NO_CACHE
     elif stage := os.environ.get("DVC_STAGE"):  # "dvc.yaml:reward@documents"
         own["flow_run_name"] = stage.rpartition(":")[2]
-    return getattr(prefect, kind)(function, **(own | options))
+    if function is None:
+        return lambda plain: getattr(prefect, kind)(_discreet(plain), **(own | options))
+    return getattr(prefect, kind)(_discreet(function), **(own | options))
+
+
+class Untold(RuntimeError):
+    """Stands for an error whose text may hold somebody's data; says its kind and place."""
+
+    public = True  # see mor.text.told
+
+
+def _discreet(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` so that Prefect, which keeps the text and the traceback of an error, learns what may be told."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except Exception as error:
+            if isinstance(error, UserError) or getattr(error, "public", False):
+                raise
+            print("".join(traceback.format_tb(error.__traceback__)), end="", file=sys.stderr)  # lines of code, no values
+            raise Untold(f"{told(error)}; without Prefect it says its text: unset PREFECT_API_URL and run it again") from None
+
+    return call
 
 
 def stage(function: Callable[..., Any]) -> None:
@@ -95,9 +124,9 @@ def command(function: Callable[..., Any], arguments: Sequence[str] | None = None
         main(function, *positional, **options)
 
     module = inspect.unwrap(function).__globals__
-    told = {"help": module["__doc__"], "context_settings": {"help_option_names": ["-h", "--help"]}}
+    described = {"help": module["__doc__"], "context_settings": {"help_option_names": ["-h", "--help"]}}
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-    app.command(**told | settings)(run)
+    app.command(**described | settings)(run)
     app(arguments, prog_name=f"python -m {getattr(module['__spec__'], 'name', module['__name__'])}")
 
 
@@ -109,7 +138,7 @@ def known_client(name: str) -> str:
     return name
 
 
-def shown(address: str) -> str:
+def without_login(address: str) -> str:
     """An address as it may be printed: without a login in it."""
     return urlsplit(address)._replace(netloc=urlsplit(address).netloc.rpartition("@")[2]).geturl()
 
@@ -128,10 +157,20 @@ def main(flow_function: Callable[..., Any], *arguments: Any, **options: Any) -> 
     except UserError as error:
         from rich.console import Console
 
+        _leave_word(error)
         Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False, highlight=False)
         sys.exit(TRY_AGAIN if isinstance(error, Unavailable) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        _leave_word(error)
+        raise
+
+
+def _leave_word(error: Exception) -> None:
+    """Tell the night what may be told of the error that ends its stage."""
+    if file := os.environ.get(ERROR_VARIABLE):
+        Path(file).write_text(told(error), encoding="utf-8")
 
 
 def _find_server() -> None:
@@ -149,11 +188,12 @@ def _find_server() -> None:
         answer = httpx.get(f"{address.rstrip('/')}/version", timeout=10, auth=credentials)
     except httpx.TransportError as error:
         raise Unavailable(
-            f"PREFECT_API_URL={shown(address)}: no Prefect server answers there ({error}); start it, or unset the variable"
+            f"PREFECT_API_URL={without_login(address)}: no Prefect server answers there ({error}); "
+            "start it, or unset the variable"
         ) from None
     if answer.status_code == httpx.codes.UNAUTHORIZED and not os.environ.get("PREFECT_API_KEY"):
         raise UserError(
-            f"PREFECT_API_URL={shown(address)}: the server there refuses "
+            f"PREFECT_API_URL={without_login(address)}: the server there refuses "
             f"{'the login of PREFECT_API_AUTH_STRING' if login else 'to be used without a login'}; set PREFECT_API_AUTH_STRING "
             f"to its <user>:<password> (for the server of `make nightly`: the content of {paths.PREFECT_HOME}/login)"
         )

@@ -1,7 +1,8 @@
 """Great Expectations over every data set, before anything is trained on it.
 
 ``mor.data.checks`` turns a raw file into a table, one row a line; here are the expectations on its columns, the Data
-Docs site, and what becomes of bad rows: they stop the pipeline, or are set aside with their reasons.
+Docs site, and what becomes of bad rows: they stop the pipeline, or are set aside with their reasons. Messages and pages hold
+lines, counts and reasons; what a row holds stays in the client's own folders.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 
 from mor.config import Validation
-from mor.data.checks import TEXTS, Problem, inspect, json_types, shared_images
+from mor.data.checks import TEXTS, Problem, inspect, json_types, repeated_ids, shared_images
 from mor.data.schema import DataError, Preference, Prompt, Question, Row, write_rows
+from mor.text import shown
 from tasks import paths
+from tasks.data_docs import make_inert
 from tasks.runtime import task
 from tasks.tracking import stage_run
 
@@ -107,7 +111,7 @@ def check(clients: Sequence[str], settings: Validation) -> tuple[list[Verdict], 
     tables: dict[DataSet, pd.DataFrame] = {}
     for data in sets:
         try:
-            tables[data] = inspect(data.file, KINDS[data.role], data.root, settings.max_image_side)
+            tables[data] = inspect_set(data, settings)
         except DataError as error:
             missing.append(f"{data.name}: {error}")
     _mark_shared(tables)
@@ -118,12 +122,17 @@ def check(clients: Sequence[str], settings: Validation) -> tuple[list[Verdict], 
     return verdicts, missing
 
 
+def inspect_set(data: DataSet, settings: Validation) -> pd.DataFrame:
+    """The table of ``mor.data.checks``; raises ``DataError`` where there is no file or no row."""
+    return inspect(data.file, KINDS[data.role], data.root, settings.max_image_side, settings.image_formats)
+
+
 def shared_tables(settings: Validation) -> dict[DataSet, pd.DataFrame]:
     """The public prompts and all evaluation files, whose pictures no client may have; raises ``DataError`` without them."""
     sets, missing = find_sets([])
     if missing:
         raise DataError("\n".join(missing))
-    return {data: inspect(data.file, KINDS[data.role], data.root, settings.max_image_side) for data in sets}
+    return {data: inspect_set(data, settings) for data in sets}
 
 
 def check_delivery(data: DataSet, table: pd.DataFrame, shared: Mapping[DataSet, pd.DataFrame], settings: Validation) -> Verdict:
@@ -225,7 +234,7 @@ def _format_rules(kind: type[Row]) -> Iterator[ColumnMapExpectation]:
     for key, types in json_types(kind).items():
         claim, verb = f'"{key}" has the type {" or ".join(types)}', "correct" if "missing" in types else "add or correct"
         yield _expect("InSet", f"{key}_type", claim, f"{verb} the key {DROP}", value_set=list(types))
-    yield _expect("Unique", "id", "id is unique", f"give each line an id of its own {DROP}")
+    yield _expect("Null", "id_repeated", "id is unique", f"give each line an id of its own {DROP}")
 
 
 def _text_rules(kind: type[Row], settings: Validation) -> Iterator[ColumnMapExpectation]:
@@ -240,7 +249,8 @@ def _text_rules(kind: type[Row], settings: Validation) -> Iterator[ColumnMapExpe
 def _picture_rules(root: Path, settings: Validation) -> Iterator[ColumnMapExpectation]:
     yield _expect("Null", "image_outside", f"image is a path inside {root}", f"move the picture there {DROP}")
     yield _expect("Null", "image_missing", f"image is a file in {root}", f"add the picture, correct the path {DROP}")
-    yield _expect("Null", "image_unreadable", "image can be decoded", f"save it again as PNG {DROP}")
+    formats = " or ".join(settings.image_formats)
+    yield _expect("Null", "image_unreadable", "image can be decoded", f"save it again as {formats} {DROP}")
     low, high = settings.min_image_side, settings.max_image_side
     fix = f"resize it, change validation.min_image_side or max_image_side {DROP}"
     for side in ("width", "height"):
@@ -266,6 +276,8 @@ def _run_suites(tables: Mapping[DataSet, pd.DataFrame], settings: Validation) ->
     source = context.data_sources.add_pandas("data")
     verdicts = [_run_suite(context, source, data, table, settings) for data, table in tables.items()]
     context.build_data_docs()
+    pages = [(v.data.name, len(v.table), len(v.reasons), v.expectations, len(v.faults)) for v in verdicts]
+    make_inert(paths.VALIDATION_SITE, pages)
     return verdicts
 
 
@@ -276,7 +288,8 @@ def _run_suite(context: Any, source: Any, data: DataSet, table: pd.DataFrame, se
     batch = source.add_dataframe_asset(data.name).add_batch_definition_whole_dataframe("all rows")
     suite: ExpectationSuite = context.suites.add(gx.ExpectationSuite(data.name, expectations=_suite(data, settings)))
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=data.name, data=batch, suite=suite))
-    frame = table.drop(columns="text")  # Data Docs show what is wrong, not what people wrote
+    # Data Docs show what is wrong, not what people wrote
+    frame = table.drop(columns=["text", "id"]).assign(id_repeated=pd.Series(repeated_ids(table), table.index, dtype=object))
     result = definition.run(batch_parameters={"dataframe": frame}, result_format=RESULTS)
     return Verdict(data, table, len(suite.expectations), _faults(data, result))
 
@@ -290,9 +303,7 @@ def _faults(data: DataSet, result: ExpectationSuiteValidationResult) -> list[Pro
         config: Any = outcome.expectation_config
         rows = outcome.result.get("unexpected_index_list")
         if rows is None:
-            raise RuntimeError(
-                f"{data.file}: {config.type} on {config.kwargs['column']} failed to run: {outcome.exception_info}"
-            )
+            raise RuntimeError(f"{data.file}: {config.type} on {config.kwargs['column']} failed to run")
         rows = sorted(rows, key=lambda row: int(row["line"]))
         lines, got = tuple(int(row["line"]) for row in rows), tuple(str(row[config.kwargs["column"]]) for row in rows)
         faults.append(Problem(data.name, data.file, str(config.description), config.meta["fix"], lines, got))
@@ -303,12 +314,12 @@ def _show(verdict: Verdict, console: Console) -> None:
     bad, passed = len(verdict.reasons), verdict.expectations - len(verdict.faults)
     mark = "[red]✗[/]" if verdict.faults or verdict.too_small else "[green]✓[/]"
     counts = f"{len(verdict.table):>6} rows  {passed:>2}/{verdict.expectations} expectations  {bad} bad"
-    console.print(f"{mark} {verdict.data.name:<24}{counts}", highlight=False, soft_wrap=True)
+    console.print(f"{mark} {escape(shown(verdict.data.name)):<24}{counts}", highlight=False, soft_wrap=True)
 
 
 def _message(problems: Sequence[str], can_quarantine: bool) -> str:
     title = f"data validation: {len(problems)} problem{'s' if len(problems) > 1 else ''}, the pipeline stops here"
-    hints = [f"Every value: {paths.VALIDATION_SITE / 'index.html'}"]
+    hints = [f"Every line: {paths.VALIDATION_SITE / 'index.html'}"]
     if can_quarantine:
         hints.append("To set bad rows aside and go on: validation.on_bad_rows: quarantine in params.yaml")
     return "\n".join([title, *(f"  {problem}" for problem in problems), *hints])
@@ -328,9 +339,8 @@ def _write_quarantine(verdicts: Sequence[Verdict]) -> None:
             file = paths.quarantined(verdict.data.file)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(quarantine_text(verdict.table, reasons), encoding="utf-8")
-            Console(soft_wrap=True).print(
-                f"  {verdict.data.name}: {len(reasons)} bad rows set aside in {file}", highlight=False
-            )
+            said = f"  {shown(verdict.data.name)}: {len(reasons)} bad rows set aside in {shown(file)}"
+            Console(soft_wrap=True).print(said, highlight=False, markup=False)
 
 
 def _write_clean(verdicts: Sequence[Verdict]) -> None:

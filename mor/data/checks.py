@@ -8,31 +8,32 @@ table with the evidence in a column, never an exception. Expectations are declar
 ``parse_error``               why the line is no JSON object, else null
 ``<key>_type``                JSON type of every key of the schema: string, number, list of strings, ..., missing
 ``id``, ``<key>_length``      the id, and characters of the required texts, white space at the ends not counted
-``image_outside``             the path, if it leaves the folder; likewise ``image_missing`` and ``image_unreadable``
+``image_outside``             what is wrong with a path that leaves the folder; likewise ``image_missing``, ``_unreadable``
 ``image_width``, ``_height``  pixels
 ``image_hash``                SHA-256 of size and RGB values: the same picture under another name or format is the same
-``equal_answers``             the text, if chosen and rejected are one answer
+``equal_answers``             that they are, if chosen and rejected are one answer
 ``contradicted_by``           the line that prefers the opposite for the same picture and prompt
 ============================  ======================================================================================
 
 A value that cannot be known (the width of a missing image) is null, so that a row is blamed for its first fault only.
+But for ``text`` and ``id`` no column holds anything that somebody wrote: evidence is kinds, counts, line numbers and files of
+the server, so that it may be shown to others (docs/privacy.md).
 """
 
 from __future__ import annotations
 
 import codecs
 import hashlib
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args
 
 import pandas as pd
-from PIL import Image
 from pydantic_core import from_json
 
+from mor.data import pictures
 from mor.data.schema import DataError, Row
 
 SHOWN = 10  # lines and values that a message lists before it only counts
@@ -74,11 +75,14 @@ def json_types(kind: type[Row]) -> dict[str, tuple[str, ...]]:
     return allowed
 
 
-def inspect(path: Path, kind: type[Row], root: Path, max_side: int) -> pd.DataFrame:
+def inspect(
+    path: Path, kind: type[Row], root: Path, max_side: int, formats: Collection[str] = pictures.FORMATS
+) -> pd.DataFrame:
     """The table above for one JSON Lines file; blank lines are skipped.
 
     ``root`` is the folder that image paths are relative to; pictures with a side above ``max_side`` pixels are
-    measured but not decoded. Raises ``DataError`` if there is no such file or it has no rows.
+    measured but not decoded, others than of ``formats`` are not read. Raises ``DataError`` if there is no such file or it
+    has no rows.
     """
     form = f"one JSON object a line with {', '.join(key for key, field in kind.model_fields.items() if field.is_required())}"
     if not path.parent.is_dir():
@@ -95,7 +99,7 @@ def inspect(path: Path, kind: type[Row], root: Path, max_side: int) -> pd.DataFr
             parsed.append(values or {})
             if isinstance(image := parsed[-1].get("image"), str):
                 if image not in images:
-                    images[image] = _picture(root, image, max_side)
+                    images[image] = _picture(root, image, max_side, formats)
                 rows[-1] |= images[image]
     if not rows:
         raise DataError(f"{path}: the file is empty; write {form}")
@@ -112,6 +116,18 @@ def shared_images(table: pd.DataFrame, others: Mapping[Path, pd.DataFrame]) -> l
         for line, digest in zip(other["line"], other["image_hash"], strict=True):
             seen.setdefault(digest, f"{path}:{line}")
     return [seen.get(digest) if isinstance(digest, str) else None for digest in table["image_hash"]]
+
+
+def repeated_ids(table: pd.DataFrame) -> list[str | None]:
+    """For every row, another line of the table with the same id, or None."""
+    lines: dict[str, list[int]] = {}
+    for line, name in zip(table["line"], table["id"], strict=True):
+        lines.setdefault(name, []).append(int(line))
+    found = []
+    for line, name in zip(table["line"], table["id"], strict=True):
+        others = [other for other in lines[name][:2] if other != line] if isinstance(name, str) else []
+        found.append(f"that of line {others[0]}" if others else None)
+    return found
 
 
 def _parse(raw: bytes) -> tuple[dict[str, Any] | None, str | None]:
@@ -143,22 +159,22 @@ def _json_type(values: dict[str, Any], key: str) -> str:
     return "list of strings" if strings else _TYPES[type(value)]
 
 
-def _picture(root: Path, image: str, max_side: int) -> dict[str, Any]:
+def _picture(root: Path, image: str, max_side: int, formats: Collection[str]) -> dict[str, Any]:
     """What is known of one picture; keys are columns."""
-    if os.path.isabs(image) or os.path.normpath(image).startswith(".."):  # noqa: PTH117 (a link to a big disk stays allowed)
-        return {"image_outside": image}
+    if pictures.leaves(image):
+        return {"image_outside": "a path that leaves it"}
     try:
         if not (root / image).is_file():
-            return {"image_missing": image}
-        with Image.open(root / image) as picture:
+            return {"image_missing": "no such file"}
+        with pictures.opened(root / image, formats) as picture:
             width, height = picture.size
             size = {"image_width": width, "image_height": height}
             if max(width, height) > max_side:
                 return size
-            pixels = picture.convert("RGB").tobytes()
-    except Exception as error:  # decoders raise whatever a broken file provokes; the error is kept as evidence
-        return {"image_unreadable": f"{image} ({type(error).__name__})"}
-    return size | {"image_hash": hashlib.sha256(f"{width}x{height}:".encode() + pixels).hexdigest()}
+            rgb = pictures.pixels(picture).tobytes()
+    except Exception as error:  # decoders raise whatever a broken file provokes; its kind is kept as evidence
+        return {"image_unreadable": pictures.why(error)}
+    return size | {"image_hash": hashlib.sha256(f"{width}x{height}:".encode() + rgb).hexdigest()}
 
 
 def _compare_answers(rows: Sequence[dict[str, Any]], parsed: Sequence[dict[str, Any]]) -> None:
@@ -169,7 +185,7 @@ def _compare_answers(rows: Sequence[dict[str, Any]], parsed: Sequence[dict[str, 
         texts = tuple(str(values.get(key)).strip() for key in ("prompt", "chosen", "rejected"))
         whole = all(row[f"{key}_type"] == "string" for key in ("prompt", "chosen", "rejected"))
         equal = whole and texts[1] == texts[2]
-        row |= {"equal_answers": texts[1] if equal else None, "contradicted_by": None}
+        row |= {"equal_answers": "one answer twice" if equal else None, "contradicted_by": None}
         keys.append((row["image_hash"], *texts) if whole and not equal and row["image_hash"] else None)
         if (key := keys[-1]) is not None:
             first.setdefault(key, row["line"])

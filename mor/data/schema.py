@@ -24,6 +24,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mor.config import UserError
+from mor.data import pictures
 
 
 class DataError(UserError, ValueError):
@@ -110,10 +111,19 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def load_images(root: Path, rows: Sequence[Preference | Prompt | Question]) -> list[Image.Image]:
-    """RGB images of ``rows`` in order, each file read once; ``root`` is the folder that paths are relative to."""
+    """RGB images of ``rows`` in order, each file read once; ``root`` is the folder that paths are relative to.
+
+    They hold pixels alone, no metadata. Raises ``DataError`` that counts the row whose picture cannot be read.
+    """
     cache: dict[str, Image.Image] = {}
-    for row in rows:
+    for number, row in enumerate(rows, 1):
         if row.image not in cache:
-            with Image.open(root / row.image) as image:
-                cache[row.image] = image.convert("RGB")
+            try:
+                if pictures.leaves(row.image):
+                    raise pictures.PictureError("a path that leaves the folder")
+                with pictures.opened(root / row.image) as image:
+                    cache[row.image] = pictures.pixels(image)
+            except Exception as error:  # decoders raise whatever a broken file provokes
+                place = f"{root}: the picture of row {number} of {len(rows)} cannot be read: {pictures.why(error)}"
+                raise DataError(f"{place}; mend it, or run the validate stage to set its row aside") from None
     return [cache[row.image] for row in rows]

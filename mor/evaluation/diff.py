@@ -36,6 +36,7 @@ from mor.evaluation.plots import (
 )
 from mor.evaluation.report import points
 from mor.evaluation.statistics import Estimate, Interval, mean_of, resample, worst_of
+from mor.text import visible
 
 PAIRED = 0.5  # share of a suite's questions that both runs must have answered for a paired difference
 POLICY = "aligned"
@@ -279,7 +280,14 @@ def render_difference(
 ) -> str:
     """A self-contained page. ``picture`` is the forest plot and ``images`` the questions' images by name, as PNGs."""
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     filters: dict[str, Callable[..., Any]] = {
         "inline": lambda png: Markup("data:image/png;base64,") + b64encode(png).decode(),
         "words": words,

@@ -16,7 +16,7 @@ of twenty many are large (Rabanser et al. 2019, "Failing Loudly", use the tests 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +35,7 @@ from mor.evaluation.plots import FAINT, INK, QUIET, panels, styled, words
 
 Decision = Literal["continue", "warn", "stop"]
 DECISIONS: tuple[Decision, ...] = ("continue", "warn", "stop")  # the later, the graver
+PORTION = 1 << 20  # pixels of an image looked at together
 COLOURS = {"continue": "#44AA99", "warn": "#DDAA33", "stop": "#CC3311"}
 
 
@@ -77,7 +78,7 @@ def categories(before: Sequence[str | None], after: Sequence[str | None], limits
     p_value = float(chi2_contingency(counts).pvalue) if len(names) > 1 else 1.0
     most = int(np.abs(shares[1] - shares[0]).argmax())
     moved = float(shares[0, most]), float(shares[1, most])
-    text = f"{names[most] or 'none'} is {moved[1]:.0%} of the rows, was {moved[0]:.0%}"
+    text = f"the category that changed most is {moved[1]:.0%} of the rows, was {moved[0]:.0%}"  # its name is the client's
     bounds = (limits.categories_warn, limits.categories_stop)
     distance = float(jensenshannon(shares[0], shares[1], base=2))
     return _finding("categories", distance, p_value, moved, bounds, limits.significance, text)
@@ -110,16 +111,25 @@ def _finding(
 
 def image_statistics(image: Image.Image) -> dict[str, float]:
     """Mean and deviation of an RGB image's brightness and its colourfulness, in [0, 1]; width and height in pixels."""
-    pixels = np.asarray(image, dtype=np.float64) / 255  # (H, W, 3)
-    grey = pixels.mean(axis=2)
-    saturation = pixels.max(axis=2) - pixels.min(axis=2)
+    count = image.width * image.height
+    sums = sum((np.array([grey.sum(), saturation.sum()]) for grey, saturation in _parts(image)), np.zeros(2))
+    brightness, saturated = sums / count
+    variance = sum(((grey - brightness) ** 2).sum() for grey, _ in _parts(image)) / count
     return {
-        "brightness": float(grey.mean()),
-        "contrast": float(grey.std()),
-        "saturation": float(saturation.mean()),
+        "brightness": float(brightness),
+        "contrast": float(np.sqrt(variance)),
+        "saturation": float(saturated),
         "width": float(image.width),
         "height": float(image.height),
     }
+
+
+def _parts(image: Image.Image) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Brightness and colourfulness of every pixel, each of shape (h, W), some rows at a time: memory stays bounded."""
+    rows = max(1, PORTION // image.width)
+    for top in range(0, image.height, rows):
+        pixels = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))), dtype=np.float64) / 255
+        yield pixels.mean(axis=2), pixels.max(axis=2) - pixels.min(axis=2)
 
 
 def compare(

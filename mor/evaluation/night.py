@@ -9,6 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
+from mor.text import visible
+
 
 class Night(BaseModel):
     """``reports/night.json``: deliveries, stages and verdict as their own modules describe them."""
@@ -28,6 +30,7 @@ def render_night(night: Night, drift: bytes | None) -> str:
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )

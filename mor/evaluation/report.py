@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from mor.evaluation import plots
 from mor.evaluation.metrics import HELD_OUT, Evaluation, Reply
+from mor.text import visible
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def render(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -34,7 +34,13 @@ Rows = Sequence[dict[str, Any] | bytes]
 
 
 def settings(on_bad_rows: str) -> Validation:
-    limits = {"max_prompt_characters": 50, "max_answer_characters": 20, "min_image_side": 16, "max_image_side": 64}
+    limits: dict[str, Any] = {
+        "max_prompt_characters": 50,
+        "max_answer_characters": 20,
+        "min_image_side": 16,
+        "max_image_side": 64,
+    }
+    limits["image_formats"] = ["PNG", "BMP"]
     return Validation.model_validate(limits | {"on_bad_rows": on_bad_rows})
 
 
@@ -108,19 +114,36 @@ BROKEN = [
     Broken(
         "optional key", [pair(14, kind=["c"])], '"kind" has the type string or null or missing', "list of strings", "correct"
     ),
-    Broken("duplicate id", [pair(15), pair(16, id="a15")], "id is unique", "a15", "give each line an id of its own", (0, 1)),
+    Broken(
+        "duplicate id",
+        [pair(15), pair(16, id="a15")],
+        "id is unique",
+        "that of line {1}, that of line {0}",
+        "give each line an id of its own",
+        (0, 1),
+    ),
     Broken("empty id", [pair(17, id="")], "id has characters", "0", "write it or remove the line"),
-    Broken("missing image", [pair(18, image="no.png")], f"image is a file in {CLIENT}", "no.png", "add the picture, correct"),
-    Broken("outside", [pair(19, image="../b/x.png")], f"image is a path inside {CLIENT}", "../b/x.png", "move the picture"),
-    Broken("undecodable", [pair(20, image="images/bad.png")], "image can be decoded", "images/bad.png (Unid", "save it again"),
-    Broken("cut off", [pair(21, image="images/cut.png")], "image can be decoded", "images/cut.png", "save it again as PNG"),
+    Broken(
+        "missing image", [pair(18, image="no.png")], f"image is a file in {CLIENT}", "no such file", "add the picture, correct"
+    ),
+    Broken(
+        "outside", [pair(19, image="../b/x.png")], f"image is a path inside {CLIENT}", "a path that leaves", "move the picture"
+    ),
+    Broken("undecodable", [pair(20, image="images/bad.png")], "image can be decoded", "of no known format", "save it again"),
+    Broken("cut off", [pair(21, image="images/cut.png")], "image can be decoded", "OSError", "save it again as PNG"),
     Broken(
         "too small", [pair(22, image="images/low.png")], "image width is 16 to 64 pixels", "8", "change validation.min_image"
     ),
     Broken("too large", [pair(23, image="images/high.png")], "image height is 16 to 64 pixels", "80", "or max_image_side"),
     Broken("empty prompt", [pair(24, prompt=" \t")], "prompt has 1 to 50 characters", "0", "raise validation.max_prompt_"),
     Broken("long answer", [pair(25, chosen="x" * 21)], "chosen has 1 to 20 characters", "21", "raise validation.max_answer_"),
-    Broken("equal answers", [pair(26, rejected="2 ")], "chosen and rejected differ", "2", "correct one or remove the line"),
+    Broken(
+        "equal answers",
+        [pair(26, rejected="2 ")],
+        "chosen and rejected differ",
+        "one answer twice",
+        "correct one or remove the line",
+    ),
     Broken(  # the same pixels in another file
         "contradiction",
         [pair(27), pair(28, image="images/copy.bmp", chosen="3", rejected="2")],

@@ -105,6 +105,8 @@ def fill(root: Path, pairs: int = 16, questions: int = 24) -> None:
         )
     (data / "eval" / "images").mkdir(parents=True)
     write.write_evaluation(data / "eval", STYLES, questions=questions, pairs=2, taken=set(), rng=rng)
+    for folder in (data / "public", data / "eval", *(data / "clients" / client for client in CLIENTS)):
+        (folder / write.MARKER).touch()
     reports.mkdir()
     suites = {suite: read_rows(data / "eval" / f"{suite}.jsonl", Question) for suite in [*CLIENTS, "held_out"]}
     raw = fake_evaluation(suites, rng)

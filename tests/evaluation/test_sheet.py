@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from mor.data.benchmark.annotator import STYLES, in_style
-from mor.data.benchmark.sheet import HEADING, MARGIN, SCALE, TILE, contact_sheet, data_card, style_of
+from mor.data.benchmark.sheet import HEADING, MARGIN, SCALE, TILE, WIDTH, contact_sheet, data_card, style_of
+from mor.data.benchmark.write import MARKER
 from mor.data.schema import Preference, Prompt, Question, load_images, read_rows, write_rows
 
 RED = (200, 10, 10)
@@ -27,6 +28,12 @@ def own_data(root: Path) -> tuple[dict[str, Path], Path, Path]:
         evaluation / "clinic.jsonl", [Question(id="q", image="scan.png", prompt="Where?", answer="left", category="a|b")]
     )
     return {"clinic": client}, public, evaluation
+
+
+def generated(*folders: Path) -> None:
+    """Mark folders as the benchmark's own."""
+    for folder in folders:
+        (folder / MARKER).touch()
 
 
 def test_the_card_counts_what_is_there_and_finds_images_in_two_sets(tmp_path: Path) -> None:
@@ -52,6 +59,7 @@ def test_the_card_of_the_benchmark_counts_its_mistakes_kinds_and_disjoint_splits
         Preference(id="3", image="images/documents-00002.png", prompt="?", chosen="4", rejected="5", kind="correctness"),
     ]
     write_rows(folder / "preferences.jsonl", pairs)
+    generated(folder)
     card = data_card(
         {"documents": folder}, project / "data" / "public", project / "data" / "eval", styles=HOUSE, error_rate=0.05
     )
@@ -69,14 +77,31 @@ def test_a_style_is_told_from_its_answer(style: str, value: str) -> None:
 
 def test_the_sheet_shows_each_image_fitted_into_its_tile(tmp_path: Path) -> None:
     clients, _, evaluation = own_data(tmp_path)
+    generated(clients["clinic"])
     sheet = contact_sheet(clients, evaluation / "none.jsonl", samples=2)
     count = sum(n for n, colour in sheet.getcolors(maxcolors=1 << 20) or [] if colour == RED)
     assert count == 2 * (TILE * SCALE) * (TILE * SCALE // 2)  # two samples of 300 x 150: full width, half height
     assert sheet.getpixel((MARGIN * SCALE - 1, sheet.height // 2)) == (255, 255, 255)
 
 
+def test_the_sheet_shows_no_folder_that_somebody_put_in_place(tmp_path: Path) -> None:
+    clients, _, evaluation = own_data(tmp_path)
+    held_out = (evaluation / "clinic.jsonl").rename(evaluation / "held_out.jsonl")
+    assert contact_sheet(clients, held_out).getcolors() == [(WIDTH * SCALE * 2 * MARGIN * SCALE, (255, 255, 255))]  # margins
+
+
+def test_the_card_counts_rows_of_a_clients_own_folder_and_looks_no_further(tmp_path: Path) -> None:
+    clients, public, evaluation = own_data(tmp_path)
+    pair = Preference(id="1", image="scan.png", prompt="?", chosen="4", rejected="answer: 4", kind="style")
+    write_rows(clients["clinic"] / "preferences.jsonl", [pair])
+    card = data_card(clients, public, evaluation, styles={"clinic": "terse"}, error_rate=0.05)
+    assert "| clinic | data of your own | 1 | 1 | none |" in card
+    assert "house style" not in card
+
+
 def test_a_held_out_suite_adds_a_row(tmp_path: Path) -> None:
     clients, _, evaluation = own_data(tmp_path)
+    generated(evaluation)
     held_out = (evaluation / "clinic.jsonl").rename(evaluation / "held_out.jsonl")
     assert contact_sheet(clients, held_out).height > contact_sheet(clients).height
 
@@ -84,6 +109,7 @@ def test_a_held_out_suite_adds_a_row(tmp_path: Path) -> None:
 def test_small_images_are_enlarged_with_square_pixels(project: Path) -> None:
     folder = project / "data" / "clients" / "scenes"
     pairs = read_rows(folder / "preferences.jsonl", Preference)[:1]
+    generated(folder)
     write_rows(folder / "preferences.jsonl", pairs)
     sheet = np.asarray(contact_sheet({"scenes": folder}, samples=1))
     top, left, side = (MARGIN + HEADING) * SCALE, MARGIN * SCALE, TILE * SCALE

@@ -17,15 +17,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mor.federation.client import ClientError, ClientService, RemoteClient
+from mor.federation.client import ClientError, RemoteClient
 from mor.federation.endpoint import Limits, create_app
 from mor.federation.http import HttpsTransport
 from mor.federation.ledger import Ledger
-from tests.alignment.test_mixed_reward import TableReward
+from mor.federation.service import ClientService
+from tests.alignment.test_mixed_reward import BOUNDARY, TableReward
 from tests.federation.local import free_port, self_signed, served
 
 TABLE = {"a": 0.25, "b": None, "c": -(2.0**-14)}  # exact in float16
-SERVICE = ClientService(TableReward(TABLE), 0)
+SERVICE = ClientService(TableReward(TABLE), BOUNDARY)
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/msgpack\r\n"
 
 Script = Callable[[ssl.SSLSocket], None]  # what a service does with one connection

@@ -119,9 +119,12 @@ def test_a_stage_runs_then_is_unchanged_then_comes_back_from_the_cache(project: 
 
 def test_a_failure_tells_its_end_and_whether_it_is_worth_another_try(project: Path) -> None:
     run_stage("first", 60)
-    (project / "second.py").write_text("print('the reason'); raise SystemExit(1)")
-    with pytest.raises(StageFailed, match="the reason") as failed:
+    word = "import os; open(os.environ['MOR_ERROR'], 'w').write('the reason')"  # as tasks.runtime.main leaves it
+    (project / "second.py").write_text(f"{word}; print('its output'); raise SystemExit(1)")
+    with pytest.raises(StageFailed, match=r"second failed: the reason; its log is .nights/second.log") as failed:
         run_stage("second", 60)
+    assert "its output" not in str(failed.value)
+    assert "its output" in Path(".nights/second.log").read_text()
     assert not isinstance(failed.value, StageUnavailable)
     (project / "second.py").write_text("raise SystemExit(75)")
     with pytest.raises(StageUnavailable):

@@ -86,6 +86,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     settings = yaml.safe_load(SHIPPED.read_text())
     settings["drift"] |= {"least_rows": 4, "shape_stop": 0.9}
     settings["rewards"] |= {"validation_share": 0.5}
+    settings["validation"]["image_formats"] = ["PNG", "JPEG", "BMP"]
     settings["clients"]["radiology"] = {"backbone": "models/zoo/llava"}
     Path("params.yaml").write_text(yaml.safe_dump(settings))
     for number in range(HAD):
@@ -153,7 +154,7 @@ BAD: dict[str, tuple[list[dict[str, Any] | str], str]] = {
     "a missing picture": ([pair(99)], "image is a file in inbox/documents"),
     "a picture of the test": ([pair(251)], "the picture is in no evaluation set"),
     "a public picture": ([pair(250)], "the picture is not in the public set"),
-    "another pair's id": ([pair(30, id="a5")], "the id is not that of another pair, got a5, line 6 of the client's rows"),
+    "another pair's id": ([pair(30, id="a5")], "the id is not that of another pair, got line 6 of the client's rows"),
     "the opposite of a row": (
         [pair(3, chosen="3", rejected="2")],
         "no other line prefers the opposite, got line 4 of the client",
@@ -282,7 +283,9 @@ def test_an_unforeseen_error_with_one_delivery_keeps_nobody_waiting(params: Para
     drop("monday", good(30, 2), [30, 31], Path("inbox/radiology"))
     told = {delivery.client: delivery for delivery in ingest.ingest(params, NIGHT, broken)}
     assert (told["radiology"].state, told["documents"].state) == ("merged", "refused")
-    assert told["documents"].reasons == ["monday.jsonl: ZeroDivisionError: no scores"]
+    assert (
+        told["documents"].reasons[0].startswith("ZeroDivisionError at tests/tasks/test_ingest.py:")
+    )  # the text may hold a row
     assert (INBOX / "monday.jsonl").exists()
 
 
@@ -389,6 +392,8 @@ WRITES = os.O_WRONLY | os.O_RDWR
 
 def changes_files(event: str, arguments: tuple[Any, ...]) -> bool:
     """Whether an audit event is about to change something in the project's data or inbox."""
+    if event == "os.remove" and arguments[1] != -1:  # in a folder of the inbox that is open
+        return True
     if event not in EVENTS or not str(arguments[0]).startswith(("data/", "inbox/")):
         return False
     return event != "open" or bool((arguments[2] or 0) & WRITES)

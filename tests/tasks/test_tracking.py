@@ -120,7 +120,7 @@ def test_failed_stage_is_marked_keeps_its_metrics_and_writes_no_stage_file(monke
     stage, above = MlflowClient().get_run(run.run_id), MlflowClient().get_run(run.parent_id)
     assert (stage.info.status, above.info.status) == ("FAILED", "FAILED")
     assert stage.data.metrics == {"loss": 2.0}
-    assert stage.data.tags["mor.error"] == "ValueError: boom"
+    assert stage.data.tags["mor.error"].startswith("ValueError at tests/tasks/test_tracking.py:")  # its text may hold a row
     assert not Path("reports/stages/router.json").exists()
 
 

@@ -19,6 +19,8 @@ from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from mor.data.benchmark.annotator import STYLES, in_style
+from mor.data.benchmark.write import MARKER
+from mor.data.pictures import leaves
 from mor.data.schema import Preference, Prompt, Question, load_images, read_rows
 
 Item = TypeVar("Item")
@@ -50,10 +52,11 @@ def contact_sheet(clients: Mapping[str, Path], held_out: Path | None = None, *, 
     """A row of samples a client, of each kind of pair in turn, and one of the held-out suite; RGB, about 1840 px wide.
 
     ``clients`` maps names to folders that hold ``preferences.jsonl``; ``held_out`` is a suite's ``.jsonl`` file, left
-    out if there is none. Raises ``DataError`` for a file that cannot be read.
+    out if there is none. The sheet is shown around, so a folder that holds somebody's own data, a client's whose deliveries
+    were merged among them, is left out too. Raises ``DataError`` for a file that cannot be read.
     """
-    rows = {client: _preference_samples(folder, samples) for client, folder in clients.items()}
-    if held_out is not None and held_out.exists():
+    rows = {client: _preference_samples(folder, samples) for client, folder in clients.items() if _is_generated(folder)}
+    if held_out is not None and held_out.exists() and _is_generated(held_out.parent):
         questions = _spread(read_rows(held_out, Question), samples)
         images = load_images(held_out.parent, questions)
         rows[_words(held_out.stem)] = [
@@ -68,6 +71,11 @@ def contact_sheet(clients: Mapping[str, Path], held_out: Path | None = None, *, 
         _draw_row(sheet, draw, y, name, headings[name], row, samples)
         y += height
     return sheet
+
+
+def _is_generated(folder: Path) -> bool:
+    """Whether the benchmark wrote it: made-up data, which may be shown."""
+    return (folder / MARKER).exists()
 
 
 def _preference_samples(folder: Path, samples: int) -> list[_Sample]:
@@ -178,6 +186,7 @@ def data_card(
     prompts = read_rows(public / "prompts.jsonl", Prompt)
     suites = {path.stem: read_rows(path, Question) for path in sorted(evaluation.glob("*.jsonl"))}
     pairs = {path.stem: read_rows(path, Preference) for path in sorted((evaluation / "pairs").glob("*.jsonl"))}
+    generated = [client for client, folder in clients.items() if _is_generated(folder)]  # of others only rows are counted
     images = {client: _digests(clients[client], rows) for client, rows in private.items()}
     images["public prompts"] = _digests(public, prompts)
     asked: list[Question | Preference] = [*chain.from_iterable(suites.values()), *chain.from_iterable(pairs.values())]
@@ -191,11 +200,12 @@ def data_card(
         prompts=Counter(prompt.category or "no category" for prompt in prompts),
         suites={suite: Counter(row.category for row in rows) for suite, rows in suites.items()},
         pairs=pairs,
-        kinds={client: Counter(row.kind for row in rows if row.kind) for client, rows in private.items()},
-        styles={client: styles[client] for client in clients if client in styles},
+        kinds={client: Counter(row.kind for row in private[client] if row.kind) for client in generated},
+        styles={client: styles[client] for client in generated if client in styles},
         in_style=in_style,
+        made_up=bool(generated) or _is_generated(public) or _is_generated(evaluation),
         error_rate=error_rate,
-        contradicted={c: _contradicted(rows, styles[c]) for c, rows in private.items() if c in styles},
+        contradicted={client: _contradicted(private[client], styles[client]) for client in generated if client in styles},
         images={name: len(found) for name, found in images.items()},
         shared={(a, b): n for a, b in combinations(images, 2) if (n := len(images[a] & images[b]))},
     )
@@ -216,7 +226,8 @@ def style_of(text: str) -> str:
 
 def _digests(folder: Path, rows: Sequence[Preference | Prompt | Question]) -> set[str]:
     """Content digests of the image files that ``rows`` name."""
-    return {hashlib.sha256((folder / image).read_bytes()).hexdigest() for image in {row.image for row in rows}}
+    files = (folder / image for image in {row.image for row in rows} if not leaves(image))
+    return {hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
 
 def _cell(text: str) -> str:
