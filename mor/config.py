@@ -53,18 +53,46 @@ class ConfigError(UserError, ValueError):
     """``params.yaml`` cannot be used; the message names the key and the fix."""
 
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """``(folder, None)`` of a model folder, ``(hub id, revision)`` of ``org/name@revision``.
+
+    An existing folder is one whatever its name; of the rest, ``org/name`` is a hub id unless it begins as a path does.
+    Raises ``ConfigError`` for a hub id without a revision: its owner could put other weights under the same name.
+    """
+    name, _, revision = source.partition("@")
+    if Path(source).is_dir() or source.startswith((".", "~", "models/")) or not _HUB_ID.fullmatch(name):
+        return source, None
+    if not revision:
+        raise ConfigError(
+            f"{source!r} is no folder here, and a hub id must say which revision: append @<commit> (@main is allowed but moves)"
+        )
+    return name, revision
+
+
+def _pinned(source: str) -> str:
+    split_revision(source)
+    return source
+
+
+# A model folder, or a hub id with its revision
+ModelSource = Annotated[str, AfterValidator(_pinned)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Client(Section):
-    """One client: its private folder is ``data/clients/<name>``; its backbone is a hub id or a model folder.
+    """One client: its private folder is ``data/clients/<name>``; its backbone is a model folder or ``org/name@revision``.
 
     With ``url`` it is asked over HTTPS (``python -m flows.serve <name>`` runs its service) and not in this process.
     ``shared_anchors`` are ids of its pairs that the server may see (router kinds preferences and static); its own side decides.
     """
 
-    backbone: str
+    backbone: ModelSource
     url: Address | None = None
     authority: str | None = None  # PEM file of the certificate authority to trust; the system's where absent
     shared_anchors: list[str] = []
@@ -259,7 +287,7 @@ class Gate(Section):
 class Params(Section):
     seed: Annotated[int, Field(ge=0)]
     threads: Annotated[int, Field(ge=0)]  # torch threads a stage; 0 leaves torch's choice
-    base: str  # the policy's base model: hub id or folder
+    base: ModelSource  # the policy's base model
     clients: dict[str, Client]
     benchmark: Benchmark
     zoo: Zoo

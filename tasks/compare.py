@@ -33,7 +33,6 @@ from mor.data.schema import Answer, Preference, read_rows, write_rows
 from mor.evaluation.comparison import DEFAULT, SEARCH, Results, Row, pack_hits, read_results, write_results
 from mor.evaluation.comparison_report import Change, write_comparison
 from mor.evaluation.comparison_tables import console_tables
-from mor.rewards.model import fingerprint
 from mor.routing.router import LEARNED
 from mor.seeds import integer, stream
 from tasks import paths, tracking
@@ -138,8 +137,14 @@ def own_settings(shared: Params, method: Method, factor: float) -> Params:
 
 @cache
 def weights(model: str) -> str:
-    """What tells a model folder's weights from others under the same name; empty for a hub id, which names its own."""
-    return fingerprint(Path(model))
+    """What tells a model folder's weights from others under the same name; of nothing for a hub id, which names its own.
+
+    Committed rows of the benchmark were keyed with it: the first 8 digits of SHA-256 over names and bytes of the files.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(p for p in Path(model).rglob("*") if p.suffix in {".json", ".safetensors"}):
+        digest.update(path.relative_to(model).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def data_place(shared: Params, setting: Setting, own: list[str]) -> Place:

@@ -31,6 +31,7 @@ from mor.rewards.implicit import lora_config
 from mor.routing.fit import fit_bradley_terry
 from mor.routing.router import Router
 from mor.vlm.load import Vlm, load_model, load_processor
+from mor.vlm.plain import PlainText
 from mor.vlm.progress import show_progress
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -73,13 +74,14 @@ def train_round(
         seed=seed,
         remove_unused_columns=False,
     )
+    processor = load_processor(base)
     trainer = SharedPromptTrainer(
         model=load_model(base),
         reward_funcs=reward,
         args=arguments,
-        train_dataset=prompt_dataset(list(reward.prompts.values())),
-        processing_class=load_processor(base),
-        peft_config=lora_config(settings.lora),
+        train_dataset=prompt_dataset(list(reward.prompts.values()), processor),
+        processing_class=processor,
+        peft_config=lora_config(settings.lora, base),
         callbacks=callbacks,
     )
     if adapter is not None:
@@ -89,12 +91,13 @@ def train_round(
     return trainer.model, [row for row in trainer.state.log_history if "reward" in row]
 
 
-def prompt_dataset(prompts: Sequence[PublicPrompt]) -> Dataset:
-    """Conversational rows with an image, as ``GRPOTrainer`` takes them."""
+def prompt_dataset(prompts: Sequence[PublicPrompt], processor: Any) -> Dataset:
+    """Conversational rows with an image, as ``GRPOTrainer`` takes them; ``processor`` is the one that will read them."""
+    plain = PlainText.of(processor)
     return Dataset.from_dict(
         {
             "id": [prompt.id for prompt in prompts],
-            "prompt": [[{"role": "user", "content": prompt.text}] for prompt in prompts],
+            "prompt": [[{"role": "user", "content": plain(prompt.text)}] for prompt in prompts],
             "image": [prompt.image for prompt in prompts],
         }
     )

@@ -42,12 +42,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from mor.alignment.rounds import ADAPTER_FILE
-from mor.config import ConfigError, Lora
+from mor.config import ConfigError, Lora, split_revision
 from mor.data.schema import DataError, Preference
 from mor.federation.ledger import Ledger
 from mor.rewards.implicit import lora_config
 from mor.seeds import integer, stream
 from mor.vlm.load import ModelError, chat, load_model, load_processor
+from mor.vlm.plain import PlainText
 
 Adapter = dict[str, torch.Tensor]  # LoRA's matrices by PEFT's names
 
@@ -131,7 +132,7 @@ def average(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
 
 def draw_adapter(base: str, lora: Lora, *, seed: int) -> tuple[PeftConfig, Adapter]:
     """A new LoRA for ``base`` with PEFT's settings for it. A is random and B is 0, so it changes no answer yet."""
-    config = lora_config(lora)
+    config = lora_config(lora, base)
     if config is None:
         raise ConfigError("lora.rank: got 0, which trains every weight; averaging exchanges adapters, set a rank of 1 or more")
     set_seed(seed)
@@ -162,13 +163,13 @@ def preference_dataset(
     pairs: Sequence[Preference], images: Sequence[Image.Image], processor: Any, objective: Literal["sft", "dpo"]
 ) -> Dataset:
     """Rows as TRL takes them: ``prompt`` and ``images``, with ``completion`` (sft) or ``chosen`` and ``rejected`` (dpo)."""
-    template, eos = processor.apply_chat_template, processor.tokenizer.eos_token
+    template, eos, plain = processor.apply_chat_template, processor.tokenizer.eos_token, PlainText.of(processor)
     answers = {"completion": "chosen"} if objective == "sft" else {"chosen": "chosen", "rejected": "rejected"}
     return Dataset.from_dict(
         {
-            "prompt": [template(chat(pair.prompt), tokenize=False, add_generation_prompt=True) for pair in pairs],
+            "prompt": [template(chat(plain(pair.prompt)), tokenize=False, add_generation_prompt=True) for pair in pairs],
             "images": [[image] for image in images],
-            **{column: [getattr(pair, answer) + eos for pair in pairs] for column, answer in answers.items()},
+            **{column: [plain(getattr(pair, answer)) + eos for pair in pairs] for column, answer in answers.items()},
         }
     )
 
@@ -209,7 +210,7 @@ def local_trainer(
         "model": load_model(base),
         "train_dataset": rows,
         "processing_class": processor,
-        "peft_config": lora_config(settings.lora),
+        "peft_config": lora_config(settings.lora, base),
         "callbacks": [Proximal(settings.proximal)] if settings.proximal else [],
     }
     trainer: Trainer
@@ -239,8 +240,10 @@ class Proximal(TrainerCallback):
 
 
 def base_bytes(base: str) -> int:
-    """Bytes of the weights files of a model folder or hub id, which a client must hold to train."""
-    folder = Path(base) if Path(base).is_dir() else Path(snapshot_download(base, allow_patterns="model*.safetensors"))
+    """Bytes of the weights files of a model folder or hub id at its revision, which a client must hold to train."""
+    name, revision = split_revision(base)
+    hub = revision and snapshot_download(name, revision=revision, allow_patterns="model*.safetensors")
+    folder = Path(hub or name)
     files = list(folder.glob("model*.safetensors"))
     if not files:
         raise ModelError(f"{base}: no model*.safetensors there to count the bytes of; save the model with save_pretrained")

@@ -59,7 +59,7 @@ def train_head(
     """Train backbone and head; returns both. Resumes from ``checkpoints`` after an interruption."""
     torch.manual_seed(seed)
     vlm = Vlm.load(backbone)
-    peft = lora_config(settings.lora)
+    peft = lora_config(settings.lora, backbone)
     model = get_peft_model(vlm.model, peft) if peft else vlm.model
     head = ScalarHead(model.config.get_text_config().hidden_size).to(vlm.model.device)
     vlm = Vlm(model, vlm.processor)

@@ -16,9 +16,10 @@ from PIL import Image
 from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
-from mor.config import Lora, Rewards
+from mor.config import Lora, Rewards, split_revision
 from mor.data.schema import Preference
 from mor.vlm.load import load_model, load_processor
+from mor.vlm.plain import PlainText
 from mor.vlm.progress import ResumableTrainer, show_progress
 
 
@@ -27,20 +28,34 @@ class ResumableDPOTrainer(ResumableTrainer, DPOTrainer):
 
 
 class OrderedLoraConfig(LoraConfig):
-    """PEFT's settings, written the same by every process: PEFT writes its sets of names as they come, in any order."""
+    """PEFT's settings, written the same by every process: PEFT writes its sets of names as they come, in any order.
+
+    ``base`` names a base from the hub, which PEFT itself is not to know: it would look it up again, at no revision.
+    """
+
+    base: str | None = None  # no field of PEFT's dataclass
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: sorted(value) if isinstance(value, set) else value for key, value in super().to_dict().items()}
+        settings = {key: sorted(value) if isinstance(value, set) else value for key, value in super().to_dict().items()}
+        return settings | ({"base_model_name_or_path": self.base} if self.base else {})
 
 
-def lora_config(lora: Lora) -> LoraConfig | None:
-    """PEFT's settings for a LoRA; ``None`` for rank 0, which trains every weight."""
-    return OrderedLoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules) if lora.rank else None
+def lora_config(lora: Lora, base: str | None = None) -> LoraConfig | None:
+    """PEFT's settings for a LoRA; ``None`` for rank 0, which trains every weight. They name ``base`` if it is a hub id."""
+    if not lora.rank:
+        return None
+    name, revision = split_revision(base or ".")
+    config = OrderedLoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, revision=revision)
+    if revision:
+        config.base = name
+    return config
 
 
-def _dataset(pairs: Sequence[Preference], images: Sequence[Image.Image]) -> Dataset:
+def _dataset(pairs: Sequence[Preference], images: Sequence[Image.Image], processor: Any) -> Dataset:
+    plain = PlainText.of(processor)
+
     def said(role: str, text: str) -> list[dict[str, str]]:
-        return [{"role": role, "content": text}]
+        return [{"role": role, "content": plain(text)}]
 
     return Dataset.from_dict(
         {
@@ -81,12 +96,14 @@ def train_implicit(
         report_to=[],
         seed=seed,
     )
+    processor, peft = load_processor(backbone), lora_config(settings.lora, backbone)
     trainer = ResumableDPOTrainer(
         model=load_model(backbone),
+        ref_model=None if peft else load_model(backbone),  # TRL would look its name up again, at no revision
         args=arguments,
-        train_dataset=_dataset(pairs, images),
-        processing_class=load_processor(backbone),
-        peft_config=lora_config(settings.lora),
+        train_dataset=_dataset(pairs, images, processor),
+        processing_class=processor,
+        peft_config=peft,
     )
     show_progress(trainer, {"loss": "loss", "rewards/accuracies": "pairs right"})
     trainer.train_or_resume()

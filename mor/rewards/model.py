@@ -15,20 +15,22 @@ or full weights ``model/``; the head adds ``head.safetensors``.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
 from mor.rewards.calibration import Calibration
+from mor.rewards.fingerprint import fingerprint, settings_digest, tensors_digest, vlm_digest
 from mor.vlm.load import ModelError, Vlm, batches
 
 
@@ -36,7 +38,8 @@ class RewardModel(Protocol):
     """What a client's critic does; nothing else about it is visible."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over everything that moves a score."""
 
     def score(
         self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]
@@ -94,8 +97,10 @@ class HeadReward:
     def __call__(self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]) -> torch.Tensor:
         parts = []
         for rows in batches(len(prompts), self.vlm.batch_size):
-            batch, mask = self.vlm.encode_answers(prompts[rows], images[rows], completions[rows])
-            parts.append(self.head(last_answer_state(self.vlm, batch, mask)).cpu())
+            with self.vlm.alone:
+                batch, mask = self.vlm.encode_answers(prompts[rows], images[rows], completions[rows])
+                states = last_answer_state(self.vlm, batch, mask)
+            parts.append(self.head(states).cpu())
         return torch.cat(parts)
 
 
@@ -118,14 +123,6 @@ class CalibratedReward:
         return [values[key] if math.isfinite(values[key]) else None for key in keys]
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over a reward model's files, first 8 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors"}):
-        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:8]
-
-
 def load_reward_model(folder: Path, batch_size: int = 128, backbone: str | None = None) -> CalibratedReward:
     """Read a reward model from ``folder``; raises ``ModelError`` where a part is missing.
 
@@ -137,17 +134,38 @@ def load_reward_model(folder: Path, batch_size: int = 128, backbone: str | None 
     except FileNotFoundError as error:
         raise ModelError(f"{folder}: {Path(error.filename).name} is missing; train it with `dvc repro`") from None
     backbone = backbone or str(settings["backbone"])
-    if (folder / "adapter").exists():
-        tuned = Vlm.load(backbone, batch_size)
-        merged = PeftModel.from_pretrained(tuned.model, str(folder / "adapter")).merge_and_unload()
-        tuned = Vlm(merged.eval(), tuned.processor, batch_size)
-    else:
-        tuned = Vlm.load(str(folder / "model"), batch_size)
+    parts: dict[str, Any] = {"kind": settings["kind"], "calibration": asdict(calibration)}
+    tuned = _tuned(folder, backbone, batch_size, parts)
     scorer: Scorer
     if settings["kind"] == "implicit":
-        scorer = ImplicitReward(tuned, Vlm.load(backbone, batch_size), settings["floor"])
+        reference = Vlm.load(backbone, batch_size)
+        parts |= {"floor": settings["floor"]} | ({} if "backbone" in parts else {"backbone": vlm_digest(reference)})
+        scorer = ImplicitReward(tuned, reference, settings["floor"])
     else:
+        weights = load_file(folder / "head.safetensors")
+        parts["head"] = tensors_digest(weights)
         head = ScalarHead(tuned.model.config.get_text_config().hidden_size).to(tuned.model.device)
-        head.load_state_dict(load_file(folder / "head.safetensors"))
+        head.load_state_dict(weights)
         scorer = HeadReward(tuned, head)
-    return CalibratedReward(scorer, calibration, fingerprint(folder))
+    return CalibratedReward(scorer, calibration, fingerprint(parts))
+
+
+def _tuned(folder: Path, backbone: str, batch_size: int, parts: dict[str, Any]) -> Vlm:
+    """The tuned model: the backbone with the folder's adapter in it, or the folder's own; adds their digests to ``parts``."""
+    adapter = folder / "adapter"
+    if not adapter.exists():
+        tuned = Vlm.load(str(folder / "model"), batch_size)
+        parts["model"] = vlm_digest(tuned)
+        return tuned
+    if not (adapter / SAFETENSORS_WEIGHTS_NAME).exists():
+        raise ModelError(
+            f"{adapter}: {SAFETENSORS_WEIGHTS_NAME} is missing, and no other format is read; train it with `dvc repro`"
+        )
+    loaded = Vlm.load(backbone, batch_size)
+    parts["backbone"] = vlm_digest(loaded)
+    model = PeftModel.from_pretrained(loaded.model, str(adapter))
+    parts["adapter"] = {
+        "weights": tensors_digest(load_file(adapter / SAFETENSORS_WEIGHTS_NAME)),
+        "settings": settings_digest(model.peft_config["default"].to_dict()),
+    }
+    return Vlm(model.merge_and_unload().eval(), loaded.processor, batch_size)

@@ -42,7 +42,7 @@ def a_trainer(source: str, folder: Path) -> tuple[SharedPromptTrainer, dict[str,
             report_to=[],
             beta=0.1,
         ),
-        train_dataset=prompt_dataset(prompts),
+        train_dataset=prompt_dataset(prompts, vlm.processor),
         processing_class=vlm.processor,
         peft_config=lora_config(Lora(rank=4, alpha=8, target_modules=["gate_proj", "down_proj"])),
     )

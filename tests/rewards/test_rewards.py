@@ -17,7 +17,7 @@ from mor.data.schema import Preference
 from mor.rewards.calibration import Calibration, standardise_groups
 from mor.rewards.head import BradleyTerry, train_head
 from mor.rewards.implicit import train_implicit
-from mor.rewards.model import CalibratedReward, HeadReward, ImplicitReward, ScalarHead, fingerprint, load_reward_model
+from mor.rewards.model import CalibratedReward, HeadReward, ImplicitReward, ScalarHead, load_reward_model
 from mor.vlm.load import ModelError, Vlm
 from mor.vlm.progress import BarWithFigures
 
@@ -167,10 +167,10 @@ def test_a_saved_reward_model_scores_as_before_and_its_fingerprint_follows_its_w
     vlm = Vlm.load(BACKBONE)
     prompts, answers = [p.prompt for p in pairs], [p.chosen for p in pairs]
     before = ImplicitReward(Vlm(model.eval(), vlm.processor), vlm, floor=10.0)(prompts, images, answers)
-    assert load_reward_model(folder).score(prompts, images, answers) == pytest.approx(before.tolist(), abs=1e-3)
-    first = fingerprint(folder)
+    saved = load_reward_model(folder)
+    assert saved.score(prompts, images, answers) == pytest.approx(before.tolist(), abs=1e-3)
     Calibration(0.5, 1.0).save(folder / "calibration.json")
-    assert fingerprint(folder) != first
+    assert load_reward_model(folder).fingerprint != saved.fingerprint
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
