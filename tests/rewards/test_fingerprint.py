@@ -114,44 +114,44 @@ MOVES_NOT = [
 def test_everything_that_moves_a_score_moves_the_fingerprint(
     kind: str, change: Callable[[Path], None], made: Path, tmp_path: Path
 ) -> None:
-    assert name_of(changed(made / kind, change, tmp_path)) != name_of(made / kind)
+    copy = moved(made / kind, tmp_path)
+    before = name_of(copy)
+    change(copy)
+    assert name_of(copy) != before
 
 
 @pytest.mark.parametrize(("kind", "change"), MOVES_NOT)
 def test_what_moves_no_score_moves_no_fingerprint(
     kind: str, change: Callable[[Path], None], made: Path, tmp_path: Path
 ) -> None:
-    assert name_of(changed(made / kind, change, tmp_path)) == name_of(made / kind)
+    copy = moved(made / kind, tmp_path)
+    change(copy)
+    assert name_of(copy) == name_of(made / kind)
 
 
-def changed(original: Path, change: Callable[[Path], None], folder: Path) -> Path:
-    """A copy with ``change``, elsewhere."""
+def moved(original: Path, folder: Path) -> Path:
+    """A copy elsewhere, backbone and all."""
     shutil.copytree(original, folder, dirs_exist_ok=True)
     settings = json.loads((folder / "reward/reward.json").read_text())
     (folder / "reward/reward.json").write_text(json.dumps(settings | {"backbone": str(folder / "backbone")}))
-    change(folder)
     return folder
 
 
 def test_a_fingerprint_has_sixteen_digits_and_is_the_same_in_every_process_and_order_of_keys(
     made: Path, tmp_path: Path
 ) -> None:
-    def reverse_keys(folder: Path) -> None:
-        for file in [*folder.rglob("*config.json"), *folder.rglob("tokenizer.json")]:
-            file.write_text(json.dumps(dict(reversed(json.loads(file.read_text()).items()))))
-
-    name = name_of(made / "implicit")
+    name, copy = name_of(made / "implicit"), moved(made / "implicit", tmp_path)
     assert re.fullmatch("[0-9a-f]{16}", name)
-    moved = changed(made / "implicit", reverse_keys, tmp_path) / "reward"
-    code = (
-        f"from pathlib import Path; from mor.rewards.model import *; print(load_reward_model(Path({str(moved)!r})).fingerprint)"
-    )
+    for file in [*copy.rglob("*config.json"), *copy.rglob("tokenizer.json")]:
+        file.write_text(json.dumps(dict(reversed(json.loads(file.read_text()).items()))))
+    reward = str(copy / "reward")
+    code = f"from pathlib import Path; from mor.rewards.model import *; print(load_reward_model(Path({reward!r})).fingerprint)"
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == name
 
 
-def test_the_backbone_s_kind_of_kept_weights_does_not_matter_but_their_values_do() -> None:
+def test_a_tensors_name_shape_and_values_count_and_its_precision_does_not() -> None:
     values = {"b": torch.tensor([1.0, 2.0]), "a": torch.tensor(3.0)}
     narrow = {name: value.to(torch.bfloat16) for name, value in reversed(values.items())}
     assert tensors_digest(values) == tensors_digest(narrow)  # 1, 2 and 3 have the same value in both
@@ -167,13 +167,11 @@ def test_the_padding_and_truncation_of_a_last_call_leave_the_fingerprint_alone()
 
 
 def test_an_adapter_that_is_no_safetensors_file_is_not_read(made: Path, tmp_path: Path) -> None:
-    def pickled(folder: Path) -> None:
-        file = folder / "reward/adapter/adapter_model.safetensors"
-        torch.save(load_file(file), file.with_suffix(".bin"))
-        file.unlink()
-
+    file = moved(made / "implicit", tmp_path) / "reward/adapter/adapter_model.safetensors"
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
     with pytest.raises(ModelError, match=r"adapter_model.safetensors is missing, and no other format is read"):
-        name_of(changed(made / "implicit", pickled, tmp_path))
+        name_of(tmp_path)
 
 
 def test_the_keys_of_the_committed_benchmark_still_name_the_zoo() -> None:
