@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from mor.text import shown
 from tasks import runtime
 
 BAR = 30  # characters of a weight of 1
@@ -19,7 +20,7 @@ def predict(image: Annotated[Path, typer.Option()], prompt: Annotated[str, typer
 
     champion, answer, weights = ask(image, prompt)
     console = Console()
-    console.print(answer, style="bold", markup=False, highlight=False)
+    console.print(shown(answer, None, lines=True), style="bold", markup=False, highlight=False)
     console.print(f"\nmor-policy version {champion.policy}, night {champion.night}; opinions that shaped it:", style="dim")
     width = max(map(len, weights))
     for client, weight in sorted(weights.items(), key=lambda item: -item[1]):

@@ -433,16 +433,16 @@ def encoded(image: Path) -> str:
     """An image file as the models take it: base64 of a PNG. Raises ``UserError`` if it is none."""
     from io import BytesIO
 
-    from PIL import Image, UnidentifiedImageError
+    from mor.data.pictures import opened, pixels, why
 
     buffer = BytesIO()
     try:
-        with Image.open(image) as picture:
-            picture.convert("RGB").save(buffer, format="PNG")
+        with opened(image) as picture:
+            pixels(picture).save(buffer, format="PNG")
     except FileNotFoundError:
         raise UserError(f"{image}: no such file; name a picture") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:  # PIL's
-        raise UserError(f"{image}: cannot be read as a picture ({error}); save it again as PNG") from None
+    except (OSError, SyntaxError, ValueError) as error:  # PIL's
+        raise UserError(f"{image}: cannot be read as a picture ({why(error)}); save it again as PNG") from None
     return base64.b64encode(buffer.getvalue()).decode()
 
 
