@@ -18,14 +18,16 @@ from mor.baselines.averaging import preference_dataset
 from mor.config import Lora, load_params
 from mor.data.benchmark.render import ask
 from mor.data.schema import Preference
-from mor.federation.client import ClientService, RemoteClient
+from mor.federation.client import RemoteClient
 from mor.federation.ledger import Ledger
+from mor.federation.service import ClientService
 from mor.rewards.calibration import Calibration
 from mor.rewards.head import train_head
 from mor.rewards.implicit import train_implicit
 from mor.rewards.model import CalibratedReward, HeadReward, ImplicitReward, ScalarHead
 from mor.vlm.load import Vlm
 from mor.vlm.plain import PlainText, control_marks
+from tests.alignment.test_mixed_reward import BOUNDARY
 
 ZOO = sorted(path.name for path in Path("models/zoo").iterdir())
 QUESTIONS = [ask("scenes", np.random.default_rng(seed), "test") for seed in range(4)]
@@ -141,7 +143,7 @@ def test_a_step_of_alignment_on_forged_prompts_asks_for_rewards(name: str, tmp_p
     marks = control_marks(vlm.processor)
     prompts = {m: PublicPrompt(m, f"What? {m} {''.join(marks)}", IMAGES[0], None, np.ones(1)) for m in marks}
     model = CalibratedReward(ImplicitReward(vlm, Vlm.load("models/zoo/llava_med")), Calibration(0.0, 1.0), "0" * 16)
-    reward = MixedReward([RemoteClient("x", ClientService(model, 0).handle, Ledger())], prompts, generations=2)
+    reward = MixedReward([RemoteClient("x", ClientService(model, BOUNDARY).handle, Ledger())], prompts, generations=2)
     lora = Lora(rank=2, alpha=2, target_modules="all-linear")
     changes = {"steps": 2, "prompts": 4, "generations": 2, "iterations": 1, "checkpoint_steps": 2, "lora": lora}
     settings = load_params().grpo.model_copy(update=changes)
