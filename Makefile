@@ -48,7 +48,7 @@ zoo: $(INSTALLED)  ## train the tiny models again, whose weights are in git
 ui: $(INSTALLED)  ## the runs, in a browser; it asks for the login of .prefect/login
 	@trap : INT TERM; $(BIN)/python -m flows.ui $(ARGS)
 
-clean:  ## remove what runs have made, but neither your data in data/ nor the environment
+clean:  ## remove what runs have made, the servers' login too, but neither your data in data/ nor the environment
 	rm -rf models/rewards models/router models/policy reports .checkpoints .prefect mlruns mlflow.db dvc_plots
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 

@@ -15,7 +15,7 @@ def serve(
     host: str = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8443,
 ) -> None:
-    """Serve one client's reward model, answer key and router updates; nothing else leaves it."""
+    """Answer with scores, comparisons, one noised mean and shared anchors; nothing else leaves the client."""
     runtime.known_client(client)
     from tasks.clients import serve_client
 

@@ -46,7 +46,8 @@ class Unavailable(UserError):
 
 
 TRY_AGAIN = 75  # sysexits' EX_TEMPFAIL
-MOST_SIDE = 8192  # pixels; no larger picture is decoded, whatever the settings say
+MOST_SIDE = 4096  # pixels; no larger picture is decoded or sent, whatever the settings say
+LONGEST_TEXT = 32_768  # characters of a prompt or an answer that can be sent
 
 
 class ConfigError(UserError, ValueError):
@@ -126,8 +127,8 @@ class Zoo(Section):
 
 class Validation(Section):
     on_bad_rows: Literal["fail", "quarantine"]
-    max_prompt_characters: Count
-    max_answer_characters: Count
+    max_prompt_characters: Annotated[int, Field(ge=1, le=LONGEST_TEXT)]
+    max_answer_characters: Annotated[int, Field(ge=1, le=LONGEST_TEXT)]
     min_image_side: Count  # pixels
     max_image_side: Annotated[int, Field(ge=1, le=MOST_SIDE)]
     image_formats: Annotated[list[ImageFormat], Field(min_length=1)]

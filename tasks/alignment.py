@@ -1,6 +1,6 @@
 """Align the base in rounds: GRPO on the routed mixture, then the router's refit on fresh answers.
 
-Where a client answers with another reward model than in the round before, or for the first time, the router is fitted anew
+Where a client answers with another reward model than in the round before, for the first time, or again, the router is fitted anew
 instead: a trust region would hold on to what was true of the old one.
 """
 
@@ -156,7 +156,7 @@ def next_router(
         return router, Refit(0, float("nan"))
     if changed:
         who = ", ".join(changed)
-        console.print(f"[yellow]another reward model answers for {who}:[/] the router is fitted anew")
+        console.print(f"[yellow]answering with another reward model, or again: {who}.[/] The router is fitted anew")
         if router.kind != "online":
             base = Vlm.load(params.base, params.evaluation.batch_size)
             return fit_and_control(params, clients, base, features)[0], Refit(0, float("nan"))

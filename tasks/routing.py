@@ -116,7 +116,7 @@ def fit_preferences(
     silent = [name for name, anchors in shared.items() if not anchors.prompts]
     for name in silent:
         warn(name, "it shares no anchors (clients.<name>.shared_anchors)")
-    router.absent = [*router.absent, *silent]
+    router.excluded = [*router.excluded, *silent]
     fitted, _ = fit_bradley_terry(router, torch.cat(features), torch.cat(rows), public=public, trust=0.0)
     return fitted
 
@@ -182,7 +182,7 @@ def fit_and_control(params: Params, clients: list[RemoteClient], base: Vlm, feat
         if not failed:
             for name, reason in silent.items():
                 warn(name, f"{reason}. Who does not answer the control questions is not trusted")
-            router.absent = [*router.absent, *silent]
+            router.excluded = [*router.excluded, *silent]  # and not absent: a greeting would have it fitted again every round
             return router, fit
         for name in failed:
             told = f"{fit.shares[name].value:.0%} of {fit.shares[name].questions} control questions"

@@ -25,7 +25,7 @@ class Method:
     objective: Literal["none", "grpo", "sft", "dpo"] = "grpo"
     smallest: bool = False  # start from the smallest of the clients' models instead of the base
     proximal: bool = False  # FedProx's pull towards the last round's adapter
-    again: bool = False  # clients update the router after every round
+    again: bool = False  # the router is fitted anew before every round
 
 
 def methods(clients: Iterable[str]) -> dict[str, Method]:

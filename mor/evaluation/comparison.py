@@ -127,14 +127,14 @@ _DPO = "The same, but by DPO on the pairs (FedDPO)."
 _A = "(a): every client trains the base itself, which it must then hold."
 _B = "(b): the shared model is the smallest of the clients' models, all that the weakest of them can train."
 METHODS: dict[str, Words] = {
-    "mor": Words("MoR", MOR, "A router that the clients fit federatedly weighs all clients' scores prompt by prompt."),
+    "mor": Words("MoR", MOR, "A router made of one private mean a client weighs all clients' scores prompt by prompt."),
     "mor_top1": Words("MoR top-1", MOR, "The same router, but only the client with the largest weight is asked."),
     "mor_preferences": Words("MoR anchors", MOR, "The router is fitted on a few pairs that the clients agreed to share."),
     "mor_preferences_top1": Words("MoR anchors top-1", MOR, "The same, but only the client with the largest weight is asked."),
     "mor_online": Words("MoR online", MOR, "The router learns from A-or-B answers alone, at first about the base's answers."),
     "mor_online_top1": Words("MoR online top-1", MOR, "The same, but only the client with the largest weight is asked."),
     "mor_frozen": Words("MoR, no refit", MOR, "The router stays as it was first fitted."),
-    "mor_updated": Words("MoR, fitted anew", MOR, "Clients fit the router anew before every round; no A-or-B questions."),
+    "mor_updated": Words("MoR, fitted anew", MOR, "The router is fitted anew before every round; no A-or-B questions."),
     "uniform": Words("uniform mean", MIXTURES, "All clients' scores count the same."),
     "min": Words("minimum", MIXTURES, "The least content client decides."),
     "median": Words("median", MIXTURES, "The median client decides."),

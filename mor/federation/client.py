@@ -160,10 +160,7 @@ def _score_requests(
         if image not in images:
             full = full or len(images) == m.MOST_IMAGES or pixels + area > m.MOST_PIXELS_IN_ALL
         if full and completions:
-            yield (
-                m.ScoreRequest([encoded[i] for i in images], [(images[i], p) for i, p in prompts], completions),
-                len(completions),
-            )
+            yield request()
             images, prompts, completions, pixels, size = {}, {}, [], 0, 0
         if image not in images:
             images[image] = len(images)

@@ -30,6 +30,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mor.federation.http import CONTENT_TYPE, ROUTE, check_token
+from mor.federation.messages import MOST_BYTES
 
 PIECE = 256 * 2**10  # bytes of a reply handed to the network at a time
 GRACE = 10  # seconds that the service, asked to stop, gives the request under way
@@ -42,7 +43,7 @@ Peer = tuple[str, int]  # address and port
 class Limits:
     """What callers may cost."""
 
-    request: int = 64 * 2**20  # bytes of a body, and of all bodies and replies in memory beside the one being made
+    request: int = MOST_BYTES  # bytes of a body, and of all bodies and replies in memory beside the one being made
     connections: int = 128  # at once
     head: float = 10.0  # seconds from connecting to the end of the first request's head, the TLS handshake included
     transfer: float = 60.0  # seconds for a body to arrive, and for a reply to be taken

@@ -1,4 +1,4 @@
-"""The same messages over HTTPS: the server's transport to a client's service, which may be hostile (``service.py`` is that).
+"""The same messages over HTTPS: the server's transport to a client's service, which may be hostile (``endpoint.py`` is that).
 
 One route, ``POST /message``: the request's bytes out, the reply's bytes in, a bearer token on every call. What a
 message means is decided in ``mor.federation.client`` alone, so HTTP and in-process clients answer alike to the bit.
@@ -30,10 +30,10 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 
 from mor.config import ConfigError
 from mor.federation.client import ClientError
+from mor.federation.messages import MOST_REPLY_BYTES
 
 CONTENT_TYPE = "application/msgpack"
 ROUTE = "/message"
-LARGEST_REPLY = 16 * 2**20  # bytes
 DEADLINE = 240.0  # seconds a call may take: attempts, pauses and the wait for calls of other threads included
 CONNECT = 10.0  # seconds that TCP may take to connect, and then the TLS handshake
 KEPT = 60.0  # seconds that an idle connection is kept; a service keeps it a little longer
@@ -72,7 +72,7 @@ class HttpsTransport:
     authority: Path | None = None
     deadline: float = DEADLINE
     attempts: int = 4
-    largest_reply: int = LARGEST_REPLY
+    largest_reply: int = MOST_REPLY_BYTES
     _network: _Network = field(init=False, repr=False, compare=False)
     _pool: httpcore.ConnectionPool = field(init=False, repr=False, compare=False)
     _turn: threading.Lock = field(init=False, repr=False, compare=False, default_factory=threading.Lock)

@@ -29,13 +29,14 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from PIL import Image
 
+from mor.config import LONGEST_TEXT, MOST_SIDE
+
 MOST_BYTES = 64 * 2**20  # of a request
 MOST_REPLY_BYTES = 16 * 2**20
 MOST_IMAGES = 1024  # in a message
-MOST_PIXELS = 4096**2  # of an image
+MOST_PIXELS = MOST_SIDE**2  # of an image
 MOST_PIXELS_IN_ALL = 2 * MOST_PIXELS  # of a message: a decoded pixel takes four bytes
 MOST_COMPLETIONS = 4096  # in a message
-LONGEST_TEXT = 32_768  # characters
 MOST_COMPONENTS = 256  # of the basis in which a client gives its mean
 FORMATS = ("PNG", "JPEG")  # decoders of other formats start programs or read other files
 

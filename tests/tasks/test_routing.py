@@ -127,7 +127,7 @@ def test_who_does_not_answer_the_control_questions_is_not_trusted(monkeypatch: p
     evasive.transport = transport
     params = changed(PARAMS, {"router.control": 8})
     router, said = fit_and_control(params, [client("x", 0), evasive, client("z", 2)], Base(), features)  # type: ignore[arg-type]
-    assert router.absent == ["y"]
+    assert (router.excluded, router.absent) == (["y"], [])
     assert router.weights(CENTRES)[:, 1].max() == 0
     assert said.shares["x"].questions == 8
 
