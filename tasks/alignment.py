@@ -1,7 +1,7 @@
 """Align the base in rounds: GRPO on the routed mixture, then the router's refit on fresh answers.
 
-Where a client answers with another reward model than in the round before, for the first time, or again, the router is fitted anew
-instead: a trust region would hold on to what was true of the old one.
+Where a client answers with another reward model than in the round before, for the first time, or again, the router is fitted
+anew instead: a trust region would hold on to what was true of the old one.
 """
 
 from __future__ import annotations
