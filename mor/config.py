@@ -33,8 +33,16 @@ def _public(address: str) -> str:
     return address
 
 
+def _plain(url: str) -> str:
+    """A client's url without anything that may be a login, such as a mistyped one or a token in a query."""
+    if set("@?#\\") & set(url):
+        raise PydanticCustomError("secret", "it holds a login, or what may be one (@, ?, # or a backslash)")
+    return url
+
+
 # An address in ``params.yaml``, which git, DVC and MLflow keep and show: with a login in it, it is refused and not repeated.
 Address = Annotated[str, AfterValidator(_public)]
+ClientUrl = Annotated[str, AfterValidator(_plain)]
 
 
 class UserError(Exception):
@@ -47,7 +55,7 @@ class Unavailable(UserError):
 
 TRY_AGAIN = 75  # sysexits' EX_TEMPFAIL
 MOST_SIDE = 4096  # pixels; no larger picture is decoded or sent, whatever the settings say
-LONGEST_TEXT = 32_768  # characters of a prompt or an answer that can be sent
+LONGEST_TEXT = 8_192  # characters of a prompt or an answer that can be sent
 
 
 class ConfigError(UserError, ValueError):
@@ -94,7 +102,7 @@ class Client(Section):
     """
 
     backbone: ModelSource
-    url: Address | None = None
+    url: ClientUrl | None = None
     authority: str | None = None  # PEM file of the certificate authority to trust; the system's where absent
     shared_anchors: list[str] = []
 
@@ -234,6 +242,7 @@ class Bounds(Section):
     pictures: Count  # files that its rows name
     picture_bytes: Count  # of one of them
     pictures_bytes: Count  # of all together
+    pictures_pixels: Count  # of all together, by their headers
 
 
 class Nightly(Section):

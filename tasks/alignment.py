@@ -33,12 +33,11 @@ from mor.vlm.progress import last_checkpoint
 from tasks import paths
 from tasks.checkpoints import move_in, resumable
 from tasks.clients import connect_clients
-from tasks.routing import fit_and_control, public_prompts, unfitted
+from tasks.routing import FINGERPRINTS, fit_and_control, public_prompts, unfitted
 from tasks.runtime import task
 from tasks.tracking import StageRun, stage_run
 
 console = Console(stderr=True)
-FINGERPRINTS = "fingerprints.json"
 CURVES = {  # TRL's own "reward" is left out: it averages to 0 wherever groups are standardised
     "mixed_score": "reward",
     "reward_std": "reward_std",
@@ -159,7 +158,7 @@ def next_router(
         console.print(f"[yellow]answering with another reward model, or again: {who}.[/] The router is fitted anew")
         if router.kind != "online":
             base = Vlm.load(params.base, params.evaluation.batch_size)
-            return fit_and_control(params, clients, base, features)[0], Refit(0, float("nan"))
+            return fit_and_control(params, clients, base, features, router)[0], Refit(0, float("nan"))
         router = unfitted(params, features)
     size = params.evaluation.batch_size
     return refit_router(
@@ -173,8 +172,7 @@ def next_router(
 def fingerprints(clients: list[RemoteClient], last: Path, absent: list[str]) -> tuple[dict[str, str], list[str]]:
     """Each client's reward model by now, and whose is another one than after the round in ``last``, or new since then.
 
-    Nobody's is in the first round: the router was fitted with what is there. Who was ``absent`` then is greeted, and new once
-    it answers.
+    Nobody's is where ``last`` names none. Who was ``absent`` then is greeted, and new once it answers.
     """
     path = last / FINGERPRINTS
     before: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
@@ -193,19 +191,22 @@ def first_router(
     folder: Path,
 ) -> Router:
     """The router of the first round: the one of the router stage, unless it has to learn from the base's answers first
-    (online) or who was absent then answers now. Kept in ``folder / rounds / 0``, so that a resumed run goes on with the same.
+    (online), or somebody's reward model is another one by now, or somebody was absent. Kept in ``folder / rounds / 0``, so
+    that a resumed run goes on with the same.
     """
     done = folder / "rounds" / "0"
     if done.exists():
         ledger.restore(done / "ledger.json")
         return Router.load(done)
     router = Router.load(paths.ROUTER)
-    back, _ = ask([client for client in clients if client.name in router.absent], RemoteClient.hello)
-    if router.kind == "online" or back:
-        router, _ = next_router(0, params, weigh(rows, images, router, features), router, features, clients, list(back), None)
+    ask(clients if router.kind in LEARNED else [], RemoteClient.hello)
+    now, changed = fingerprints(clients, paths.ROUTER, router.absent)
+    if router.kind == "online" or changed:
+        router, _ = next_router(0, params, weigh(rows, images, router, features), router, features, clients, changed, None)
     fresh = folder / "fresh"
     shutil.rmtree(fresh, ignore_errors=True)
     router.save(fresh)
+    (fresh / FINGERPRINTS).write_text(json.dumps(now))
     ledger.save(fresh / "ledger.json")
     move_in(fresh, done)
     return router

@@ -228,7 +228,7 @@ def make_data(home: Path, place: Place, thin: Mapping[str, float], attackers: Ma
         rows = read_rows(paths.validated_client(client), Preference)
         write_rows(paths.validated_client(client), rows[: round(share * len(rows))])
     everything = [
-        row.model_copy(update={"id": f"{client}/{row.id}", "image": f"../{client}/{row.image}"})
+        row.model_copy(update={"id": f"{client}/{row.id}", "image": f"{client}/{row.image}"})
         for client in own
         for row in read_rows(paths.validated_client(client), Preference)
     ]
@@ -238,6 +238,10 @@ def make_data(home: Path, place: Place, thin: Mapping[str, float], attackers: Ma
         rows = [everything[i] for i in sorted(rng.choice(len(everything), count, replace=False).tolist())]
         swap = rng.random(count) < error_rate
         paths.client_folder(client).mkdir(exist_ok=True)
+        for name in own:  # their pictures, as if they were its own
+            link = paths.client_folder(client) / name
+            if not link.is_symlink():
+                link.symlink_to(Path("..") / name)
         write_rows(
             paths.validated_client(client),
             [

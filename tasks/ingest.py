@@ -566,9 +566,9 @@ def _copy_pictures(folder: Path, named: dict[str, int], draft: Path, most: Bound
     """Copy the pictures that are there to the same paths below ``draft``."""
     if len(named) > most.pictures:
         raise TooLarge(f"its rows name {len(named)} pictures, more than {most.pictures}")
-    left = most.pictures_bytes
+    left, area = most.pictures_bytes, most.pictures_pixels
     for image, line in named.items():
-        if (taken := image.partition("/")[0]) in (ROWS, QUARANTINE, RECORD):
+        if (taken := image.partition("/")[0]).removesuffix(DRAFT) in (ROWS, QUARANTINE, RECORD):
             raise DeliveryError(f"line {line}: a picture is named {taken}, which the archive uses; give it another name")
         try:
             with opened(folder.parent, f"{folder.name}/{image}") as picture:
@@ -577,12 +577,23 @@ def _copy_pictures(folder: Path, named: dict[str, int], draft: Path, most: Bound
                     raise DeliveryError(f"line {line}: a picture's name {fit}")
                 (draft / image).parent.mkdir(parents=True, exist_ok=True)
                 left -= copy(picture, draft / image, min(left, most.picture_bytes))
+            if (area := area - _area(draft / image)) < 0:
+                raise DeliveryError(f"line {line}: with its picture all have more than {most.pictures_pixels} pixels")
         except ABSENT:
             continue
         except Stray as error:
             raise Stray(f"{error} that line {line} names") from None
         except TooLarge as error:
             raise TooLarge(f"the picture of line {line} has {error}, or all have more than {most.pictures_bytes}") from None
+
+
+def _area(picture: Path) -> int:
+    """Pixels by the picture's header; 0 for what is no picture, which the checks of its row will say."""
+    try:
+        with pictures.opened(picture) as image:
+            return image.width * image.height
+    except Exception:  # decoders raise whatever a broken file provokes
+        return 0
 
 
 def _is_plain(image: str) -> bool:

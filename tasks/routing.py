@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from mor.data.schema import Preference, Prompt, load_images, read_rows
 from mor.federation.client import Anchors, RemoteClient
 from mor.federation.control import Share, control_shares
 from mor.federation.ledger import Ledger
-from mor.federation.quorum import ask, require_quorum
+from mor.federation.quorum import QuorumError, ask, require_quorum
 from mor.routing.fit import fit_bradley_terry, new_network
-from mor.routing.means import CHANCE, basis, nearest_mean
+from mor.routing.means import CHANCE, MeansNetwork, basis, nearest_mean
 from mor.routing.router import Router, StaticNetwork
 from mor.seeds import integer, stream
 from mor.vlm.load import Vlm
@@ -29,6 +30,7 @@ from tasks.runtime import task
 from tasks.tracking import stage_run
 
 console = Console(stderr=True, soft_wrap=True)
+FINGERPRINTS = "fingerprints.json"  # beside a router: the reward models that it knows, by client
 
 
 @dataclass
@@ -64,15 +66,23 @@ def absentees(router: Router, clients: list[RemoteClient], failures: dict[str, s
     return list(failures)
 
 
-def fit_means(router: Router, clients: list[RemoteClient], params: Params, public: torch.Tensor, fit: Fit) -> Router:
-    """The nearest of the clients' means, which each is asked for once; who ranks its own pairs by chance is left out."""
-    mean, projection = basis(public, params.router.components)
+def fit_means(
+    router: Router, clients: list[RemoteClient], params: Params, public: torch.Tensor, fit: Fit, last: Router | None
+) -> Router:
+    """The nearest of the clients' means, which each is asked for once; who ranks its own pairs by chance is left out.
+
+    The basis is that of the ``last`` router if there is one: other bits, as of other threads, would be another basis.
+    """
+    if last is not None and isinstance(last.network, MeansNetwork):
+        mean, projection = last.network.mean, last.network.projection
+    else:
+        mean, projection = basis(public, params.router.components)
     asked = [client for client in clients if client.name not in router.excluded]
     answers, failures = ask(asked, lambda client: client.means(mean.numpy(), projection.numpy()))
     router.absent = absentees(router, clients, failures, params, fit)
     fit.accuracy |= {name: accuracy for name, (_, accuracy) in answers.items()}
     guessing = [name for name, (_, accuracy) in answers.items() if accuracy <= CHANCE]
-    if len(guessing) == len(answers):
+    if len(guessing) == len(answers) and not failures:
         console.print("[yellow]no client ranks its own pairs better than chance:[/] all are weighed by their prompts alone")
         guessing = []
     for name in guessing:
@@ -134,7 +144,8 @@ def control_clients(
 ) -> tuple[dict[str, Share], list[str], dict[str, str]]:
     """Ask the control questions; returns each client's share of fitting answers, who failed, and why others were silent.
 
-    Where every client that answers fails, the base must be no judge, and nobody did. Raises ``QuorumError`` below the quorum.
+    Where every client fails, the base must be no judge, and nobody did. That is not known where some were silent or are out
+    already: then it raises ``QuorumError`` or ``UserError``. Raises ``QuorumError`` below the quorum too.
     """
     rows, images = public_prompts()
     budget, rng = min(params.router.control, len(rows)), stream(params.seed, "control", str(len(router.excluded)))
@@ -148,7 +159,16 @@ def control_clients(
     require_quorum(asked, silent, params.grpo.quorum)
     judged = {name: share for name, share in shares.items() if share.questions}
     failed = [name for name, share in judged.items() if share.not_above_chance]
-    return shares, [] if len(failed) == len(judged) else failed, silent
+    if len(failed) < len(judged):
+        return shares, failed, silent
+    if failed and (silent or router.excluded):
+        told = f"nobody who answers the control questions passes them ({', '.join(failed)})"
+        if silent:
+            raise QuorumError(f"{told}, and {', '.join(silent)} did not answer; bring them back and run `dvc repro` again")
+        raise UserError(
+            f"{told}, and {', '.join(router.excluded)} had no part: no reward model here can be trusted; train them longer"
+        )
+    return shares, [], silent
 
 
 def unfitted(params: Params, features: torch.Tensor) -> Router:
@@ -160,7 +180,9 @@ def unfitted(params: Params, features: torch.Tensor) -> Router:
     return Router(params.router.kind, list(params.clients), network, temperature=params.router.temperature)
 
 
-def fit_and_control(params: Params, clients: list[RemoteClient], base: Vlm, features: torch.Tensor) -> tuple[Router, Fit]:
+def fit_and_control(
+    params: Params, clients: list[RemoteClient], base: Vlm, features: torch.Tensor, last: Router | None = None
+) -> tuple[Router, Fit]:
     """Fit a router and check what it trusts: who fails the control questions is excluded, and the router fitted anew.
 
     Returns the router and what the clients said, from the last time that each was asked. Raises ``QuorumError`` where too few
@@ -172,7 +194,7 @@ def fit_and_control(params: Params, clients: list[RemoteClient], base: Vlm, feat
         router = unfitted(params, features)
         router.excluded = excluded
         if params.router.kind == "means":
-            router = fit_means(router, clients, params, features, fit)
+            router = fit_means(router, clients, params, features, fit, last)
         else:
             router = fit_preferences(router, clients, params, base, features, fit)
         if not params.router.control or router.kind == "static":
@@ -214,7 +236,7 @@ def fit_router() -> None:
         base, ledger = Vlm.load(params.base, params.evaluation.batch_size), Ledger()
         rows, images = public_prompts()
         features = base.prompt_states([row.prompt for row in rows], images)
-        router = unfitted(params, features)
+        router, clients = unfitted(params, features), []
         if kind in ("uniform", "random", "oracle"):
             seed = integer(params.seed, "random router") if kind == "random" else 0
             router = Router(kind, names, owners=owners(params) if kind == "oracle" else {}, seed=seed)
@@ -227,6 +249,7 @@ def fit_router() -> None:
             run.metrics(fit.metrics)
         fresh = paths.checkpoint_folder("router") / "result"
         router.save(fresh)
+        (fresh / FINGERPRINTS).write_text(json.dumps(ask(clients, RemoteClient.hello)[0]))
         ledger.save(fresh / "ledger.json")
         save_file({"features": features}, fresh / "features.safetensors")
         move_in(fresh, paths.ROUTER)

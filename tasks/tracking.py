@@ -213,7 +213,7 @@ def telling(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in dotted(settings).items()
-        if value is not None and not {name, name.partition(".")[0]} & QUIET
+        if value is not None and not {name, name.partition(".")[0]} & QUIET and not name.endswith(".shared_anchors")
     }
 
 

@@ -6,7 +6,7 @@ For completion i of a prompt x, over the clients k that answered,
 
 A client that fails is recorded and left out, and the weights are renormalised. Where those that scored a completion hold less
 than ``coverage`` of its prompt's weight it is ``None``, never 0: nobody judges in an absent expert's place. Fewer clients
-than the quorum raise ``QuorumError`` and the round pauses.
+than the quorum raise ``QuorumError`` and the round pauses; who has no weight on any prompt does not count there.
 """
 
 from __future__ import annotations
@@ -59,9 +59,14 @@ def ask_clients(
         except ClientError as error:
             failures[client.name] = str(error)
             continue
+        if all(value is None for value in values):
+            failures[client.name] = f"client {client.name}: it could score none of {len(values)} completions"
+            continue
         scores[rows, k] = [np.nan if value is None else value for value in values]
     return scores, failures
 
+
+MOST_DEVIATIONS = 10.0  # of a score from its client's mean, where scores are not standardised in groups
 
 # (standardised scores (N, K), weights (N, K), scores on the clients' own scales (N, K), rows in a group) -> (N,)
 Mixture = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int], NDArray[np.float64]]
@@ -117,7 +122,10 @@ class MixedReward:
         for name in failures:
             self.absent[name] = self.absent.get(name, 0) + 1
         unasked = [client.name for k, client in enumerate(self.clients) if not asked[:, k].any()]
-        require_quorum(self.clients, failures, self.quorum, unasked)
+        trusted = [client for k, client in enumerate(self.clients) if any(row.weights[k] > 0 for row in self.prompts.values())]
+        require_quorum(trusted, failures, self.quorum, unasked)
+        if self.calibration == "reference":  # who is a thousand deviations from its own mean does not count a thousandfold
+            scores = np.clip(scores, -MOST_DEVIATIONS, MOST_DEVIATIONS)
         raw = scores.copy()
         if self.calibration == "group":
             for k in range(scores.shape[1]):

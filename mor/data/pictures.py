@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
+from typing import BinaryIO, get_args
 
 from PIL import Image, UnidentifiedImageError
 
 from mor.config import MOST_SIDE, ImageFormat
 
+MOST_SCANS = 64  # of a JPEG; a progressive one has about ten, and its thumbnail one
 FORMATS: tuple[str, ...] = get_args(ImageFormat)
 
 
@@ -39,7 +40,22 @@ def opened(file: Path, formats: Collection[str] = FORMATS) -> Iterator[Image.Ima
             raise PictureError("no ordinary file")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the side is bounded before anything is decoded
         with Image.open(handle, formats=list(formats)) as image:
+            if image.format == "JPEG":
+                check_scans(handle)
             yield image
+
+
+def check_scans(handle: BinaryIO) -> None:
+    """Raise ``PictureError`` for a JPEG of more than ``MOST_SCANS`` scans: a few bytes of one cost a pass over all pixels."""
+    place = handle.tell()
+    handle.seek(0)
+    scans, last = 0, b""
+    while part := handle.read(1 << 20):
+        scans += (last + part).count(b"\xff\xda")
+        last = part[-1:]
+    handle.seek(place)
+    if scans > MOST_SCANS:
+        raise PictureError(f"a JPEG of more than {MOST_SCANS} scans")
 
 
 def pixels(image: Image.Image, most_side: int = MOST_SIDE) -> Image.Image:

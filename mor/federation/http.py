@@ -165,9 +165,9 @@ def check_url(url: str) -> None:
     if "@" in parts.netloc:
         raise ConfigError("a client's url holds no user name or password; it has a bearer token instead")
     if parts.scheme != "https":
-        raise ConfigError(f"{url!r}: a client is reached over https:// only")
+        raise ConfigError("a client is reached over https:// only")
     if not parts.hostname or not re.fullmatch(r"[!-~]+", url) or parts.query or parts.fragment:
-        raise ConfigError(f"{url!r}: a client's url is https://host, with :port and /path where needed, in ASCII")
+        raise ConfigError("a client's url is https://host, with :port and /path where needed, in ASCII")
 
 
 def trusting(authority: Path | None) -> ssl.SSLContext:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mor.config import LONGEST_TEXT, MOST_SIDE
+from mor.data.pictures import check_scans
 
 MOST_BYTES = 64 * 2**20  # of a request
 MOST_REPLY_BYTES = 16 * 2**20
@@ -37,6 +38,7 @@ MOST_IMAGES = 1024  # in a message
 MOST_PIXELS = MOST_SIDE**2  # of an image
 MOST_PIXELS_IN_ALL = 2 * MOST_PIXELS  # of a message: a decoded pixel takes four bytes
 MOST_COMPLETIONS = 4096  # in a message
+MOST_CHARACTERS = 131_072  # of shared pairs, each padded to the longest
 MOST_COMPONENTS = 256  # of the basis in which a client gives its mean
 FORMATS = ("PNG", "JPEG")  # decoders of other formats start programs or read other files
 
@@ -186,6 +188,11 @@ def decode_reply(data: bytes) -> Reply:
     if isinstance(reply, AnchorReply):
         alike = len(reply.images) == len(reply.prompts) == len(reply.chosen) == len(reply.rejected)
         _expect(alike, "images, prompts and answers differ in number")
+        characters = len(reply.prompts) * max(map(len, (*reply.prompts, *reply.chosen, *reply.rejected)), default=0)
+        _expect(
+            characters <= MOST_CHARACTERS,
+            f"shared pairs of {characters} characters, padded; expected at most {MOST_CHARACTERS}",
+        )
     return reply
 
 
@@ -234,7 +241,9 @@ def images_from_bytes(images: Sequence[bytes]) -> list[Image.Image]:
 def _size(data: bytes) -> int:
     """An image's pixels, by its header."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with io.BytesIO(data) as handle, Image.open(handle, formats=FORMATS) as image:
+            if image.format == "JPEG":
+                check_scans(handle)
             return image.width * image.height
     except Exception as error:  # decoders raise, or warn, whatever a broken file provokes
         raise MessageError(f"an image that is no {' or '.join(FORMATS)}: {type(error).__name__}") from None

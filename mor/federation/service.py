@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -26,6 +26,7 @@ from mor.routing.means import clipped, released
 
 logger = logging.getLogger(__name__)
 BATCH = 128  # completions between two looks at whether the caller is still there
+BATCH_CHARACTERS = 65_536  # of prompts and completions in a batch, padded to the longest
 
 
 class BudgetSpent(Exception):
@@ -108,10 +109,9 @@ class ClientService:
         images = m.images_from_bytes(request.images)
         rows = [(*request.prompts[prompt], text) for prompt, text in request.completions]
         scores: list[float | None] = []
-        for start in range(0, len(rows), BATCH):
+        for batch in _batches(rows):
             if gone():
                 raise CallerGone
-            batch = rows[start : start + BATCH]
             scores += self.reward_model.score(
                 [prompt for _, prompt, _ in batch], [images[image] for image, _, _ in batch], [text for _, _, text in batch]
             )
@@ -152,3 +152,17 @@ class ClientService:
         chosen = self.reward_model.score(prompts, images, [pair.chosen for pair in self.validation])
         rejected = self.reward_model.score(prompts, images, [pair.rejected for pair in self.validation])
         return [c is not None and r is not None and c > r for c, r in zip(chosen, rejected, strict=True)]
+
+
+def _batches(rows: Sequence[tuple[int, str, str]]) -> Iterator[list[tuple[int, str, str]]]:
+    """Rows of image, prompt and completion in order, in batches that bound a model's memory."""
+    batch: list[tuple[int, str, str]] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, len(row[1]) + len(row[2]))
+        if batch and (len(batch) == BATCH or longest * (len(batch) + 1) > BATCH_CHARACTERS):
+            yield batch
+            batch, longest = [], len(row[1]) + len(row[2])
+        batch.append(row)
+    if batch:
+        yield batch

@@ -47,10 +47,13 @@ def basis(public: torch.Tensor, components: int) -> tuple[torch.Tensor, torch.Te
 
 
 def clipped(features: torch.Tensor, mean: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
-    """Features (N, F) in the basis, each of norm at most sqrt(C), shape (N, C)."""
-    z = (features - mean) @ projection
+    """Features (N, F) in the basis, each of norm at most sqrt(C), shape (N, C).
+
+    In float64, which no float32 basis makes overflow: an infinite row would become NaN, and no noise hides that.
+    """
+    z = (features.double() - mean.double()) @ projection.double()
     shrink: torch.Tensor = (math.sqrt(projection.shape[1]) / z.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp(max=1.0)
-    return z * shrink
+    return (z * shrink).to(features.dtype)
 
 
 def noise_multiplier(epsilon: float, delta: float) -> float:
@@ -114,9 +117,11 @@ def nearest_mean(
     known = means[present]
     spread = 1.0
     if len(known) > 1:
-        span = torch.linalg.svd((known - known.mean(0)).T, full_matrices=False)[0][:, : len(known) - 1]  # (C, K - 1)
-        nearest = torch.cdist(clipped(public, mean, projection) @ span, known @ span).min(1).values
-        spread = max(float((nearest**2).mean()) / span.shape[1], _LEAST_SPREAD)
+        directions, scales, _ = torch.linalg.svd((known - known.mean(0)).T, full_matrices=False)
+        span = directions[:, scales > 1e-3 * scales[0].clamp_min(1e-12)]  # (C, rank): equal means span nothing between them
+        if span.shape[1]:
+            nearest = torch.cdist(clipped(public, mean, projection) @ span, known @ span).min(1).values
+            spread = max(float((nearest**2).mean()) / span.shape[1], _LEAST_SPREAD)
     with torch.no_grad():
         network.weight[present] = known / spread
         network.bias[present] = -(known**2).sum(1) / (2 * spread)

@@ -140,3 +140,20 @@ def test_another_mixture_takes_the_place_of_the_weighted_mean() -> None:
 
     clients = [remote("x", FIRST), remote("y", SECOND)]
     assert reward(clients, [0.5, 0.5], mixture=minimum)(**ASKED) == [1.0, -2.0]
+
+
+def test_who_has_no_weight_anywhere_does_not_make_the_quorum() -> None:
+    clients = [remote("x", FIRST), broken("y"), remote("excluded", SECOND)]
+    with pytest.raises(QuorumError, match=r"1 of 2 clients answered, the quorum is 2; no answer from y"):
+        reward(clients, [0.6, 0.4, 0.0], quorum=2)(**ASKED)
+
+
+def test_a_client_that_scores_nothing_has_not_answered() -> None:
+    silent = remote("y", {"a": None, "b": None})
+    with pytest.raises(QuorumError, match=r"y: it could score none of 2 completions"):
+        reward([remote("x", FIRST), silent], [0.5, 0.5], quorum=2)(**ASKED)
+
+
+def test_one_clients_huge_scores_do_not_decide_on_the_clients_own_scales() -> None:
+    clients = [remote("x", FIRST), remote("y", {"a": 65504.0, "b": -65504.0})]
+    assert reward(clients, [0.75, 0.25])(**ASKED) == [3.25, -0.25]  # 0.75 x 1 + 0.25 x 10, 0.75 x 3 - 0.25 x 10

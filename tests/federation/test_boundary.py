@@ -331,3 +331,38 @@ def test_work_ends_when_the_caller_is_gone() -> None:
     request = m.encode(m.ScoreRequest([m.image_bytes(IMAGE)], [(0, "?")], rows))
     ClientService(Counting({}), BOUNDARY).handle(request, lambda: len(scored) == 2)
     assert sum(scored) == 256
+
+
+def test_no_basis_makes_a_mean_that_is_not_a_number() -> None:
+    """Overflow would tell, through all noise, whether a row lies beyond a threshold."""
+    direction = torch.zeros(8)
+    direction[0] = 1.0
+    for threshold in (-5.0, 0.0, 3.0):
+        client = remote(with_means().handle)
+        mean, projection = direction * threshold, (direction * 3.4028e38 / 5)[:, None]
+        assert np.isfinite(client.means(mean.numpy(), projection.numpy())[0]).all()
+
+
+def test_long_texts_are_scored_in_small_batches() -> None:
+    sizes: list[int] = []
+
+    class Counting(TableReward):
+        def score(
+            self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]
+        ) -> list[float | None]:
+            sizes.append(len(completions))
+            return [0.0] * len(completions)
+
+    rows = [(0, str(i).ljust(8000)) for i in range(20)]
+    ClientService(Counting({}), BOUNDARY).handle(m.encode(m.ScoreRequest([m.image_bytes(IMAGE)], [(0, "?")], rows)))
+    assert sizes == [8, 8, 4]  # 8 x 8001 characters are below 65,536
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, format="JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    assert m.image_from_bytes(data).size == (64, 64)
+    with pytest.raises(m.MessageError):
+        m.image_from_bytes(data[:-2] + data[last:-2] * 1000 + data[-2:])

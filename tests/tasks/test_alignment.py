@@ -45,6 +45,13 @@ def test_another_reward_model_is_noticed(
     assert fingerprints([client(*one) for one in seen.items()], tmp_path, []) == (now, changed)
 
 
+def test_a_reward_model_that_was_swapped_after_the_router_stage_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / FINGERPRINTS).write_text(json.dumps({"x": "a" * 16}))  # as the router stage saw it
+    swapped = RemoteClient("x", lambda data: m.encode(m.HelloReply("b" * 16)), Ledger())
+    swapped.hello()
+    assert fingerprints([swapped], tmp_path, []) == ({"x": "b" * 16}, ["x"])
+
+
 def test_who_was_absent_and_answers_again_is_new_to_the_router(tmp_path: Path) -> None:
     def hello(data: bytes) -> bytes:
         return m.encode(m.HelloReply("f" * 16))

@@ -1,5 +1,6 @@
 """Fitting the router asks clients, and no answer is no answer: who is away has no weight, and too few end the stage."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,23 @@ class Base:
         return torch.stack([CENTRES[int(prompt[0])] for prompt in prompts])
 
 
+class FittingReward(TableReward):
+    """Prefers the fitting answer to a control question, and the chosen one of a pair."""
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]) -> list[float | None]:
+        fitting = [Base().answer([prompt], [], 1)[0] if prompt.endswith("!") else "good" for prompt in prompts]
+        return [float(said == fits) for said, fits in zip(completions, fitting, strict=True)]
+
+
 def dead(name: str) -> RemoteClient:
     return RemoteClient(name, lambda data: m.encode(m.Failure("internal")), Ledger())
 
 
 def client(name: str, k: int, *, good: float = 1.0, shares: int = 0, seen: list[m.Request] | None = None) -> RemoteClient:
     own = [pair.model_copy(update={"prompt": f"{k} {pair.prompt}"}) for pair in PAIRS]
+    model = FittingReward({}) if good == 1.0 else TableReward({"good": good, "bad": 0.0})
     service = ClientService(
-        TableReward({"good": good, "bad": 0.0}), BOUNDARY, own, [IMAGE] * 40, lambda: CENTRES[k].repeat(40, 1),
+        model, BOUNDARY, own, [IMAGE] * 40, lambda: CENTRES[k].repeat(40, 1),
         anchors=[(pair, IMAGE) for pair in own[:shares]], noise=np.random.default_rng(k),
     )  # fmt: skip
 
@@ -114,7 +124,7 @@ def test_where_nobody_shares_pairs_the_preferences_router_says_so() -> None:
 
 
 def test_who_does_not_answer_the_control_questions_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [Prompt(id=f"q{i}", image="x.png", prompt=f"{i % 3} {i}?") for i in range(120)]
+    rows = [Prompt(id=f"q{i}", image="x.png", prompt=f"{i % 3} {i}!") for i in range(120)]
     features = Base().prompt_states([row.prompt for row in rows], [])
     monkeypatch.setattr(routing, "public_prompts", lambda: (rows, [IMAGE] * len(rows)))
     evasive = client("y", 1)
@@ -130,6 +140,30 @@ def test_who_does_not_answer_the_control_questions_is_not_trusted(monkeypatch: p
     assert (router.excluded, router.absent) == (["y"], [])
     assert router.weights(CENTRES)[:, 1].max() == 0
     assert said.shares["x"].questions == 8
+
+
+def test_who_fails_is_not_believed_because_the_one_that_would_pass_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Prompt(id=f"q{i}", image="x.png", prompt=f"{i % 3} {i}!") for i in range(120)]
+    features = Base().prompt_states([row.prompt for row in rows], [])
+    monkeypatch.setattr(routing, "public_prompts", lambda: (rows, [IMAGE] * len(rows)))
+    honest = client("z", 2)
+    means = honest.transport
+
+    def transport(data: bytes) -> bytes:
+        request = m.decode_request(data)
+        return m.encode(m.Failure("internal")) if isinstance(request, m.ScoreRequest) else means(data)
+
+    honest.transport = transport
+    liars = [client("x", 0, good=0.0), client("y", 1, good=0.0)]  # equal scores: no fitting answer is preferred
+    for liar in liars:
+        told = liar.transport
+        liar.transport = lambda data, told=told: (  # type: ignore[misc]
+            m.encode(m.MeansReply(m.decode_reply(told(data)).mean, 1.0))  # type: ignore[union-attr]
+            if isinstance(m.decode_request(data), m.MeansRequest)
+            else told(data)
+        )
+    with pytest.raises(QuorumError, match=r"nobody who answers the control questions passes them \(x, y\), and z"):
+        fit_and_control(changed(PARAMS, {"router.control": 8}), [*liars, honest], Base(), features)  # type: ignore[arg-type]
 
 
 def test_an_id_that_a_client_does_not_have_cannot_be_shared() -> None:
