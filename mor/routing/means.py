@@ -7,11 +7,12 @@ The server publishes a basis made of public prompts, the whitened principal comp
 and client k answers once with ``m_k``, the mean of z over its own prompts, and ``a_k``, how often its reward model ranks its
 own pairs rightly. The router is the nearest mean, in closed form:
 
-    w(x) = softmax_k((z(x) . m_k - |m_k|^2 / 2) / s^2),
+    w(x) = softmax_k(z(x)' S^-1 m_k - m_k' S^-1 m_k / 2),
 
-s^2 the spread of public prompts about their nearest mean, in the span of the means. Every client has the same prior, however
-many prompts it has; one whose a_k is no better than chance has no weight. What a client can do to the router is bounded: its
-mean lies in the ball of radius sqrt(C), or is refused.
+S the covariance of public prompts about the centre of those that are nearest to the same client: linear discriminant analysis
+(Fisher 1936) whose within-class covariance needs no client, for public prompts show how prompts scatter. Every client has
+the same prior, however many prompts it has; one whose a_k is no better than chance has no weight. What a client can do to the
+router is bounded: its mean lies in the ball of radius sqrt(C), or is refused.
 
 Privacy: a pair moves the mean of n by at most 2 sqrt(C) / n and the accuracy over v pairs by 1 / v. Both are scaled to
 sensitivities 1 and ``ACCURACY_SHARE`` and released by one Gaussian mechanism (Dwork and Roth 2014, appendix A), whose noise
@@ -32,7 +33,8 @@ from torch import nn
 
 ACCURACY_SHARE = 0.5
 CHANCE = 0.6  # accuracy up to which a client is taken for guessing: 0.5 and what 30 coins and the noise may add
-_LEAST_SPREAD = 1e-3
+ROUNDS = 3  # of assigning public prompts to the means and measuring their scatter
+SHRINKAGE = 0.1  # of that scatter towards a round one
 
 
 def basis(public: torch.Tensor, components: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,19 +112,37 @@ def nearest_mean(
 ) -> MeansNetwork:
     """The router's network from the clients' ``means`` (K, C) in the basis; rows that are not ``present`` (K,) are left out.
 
-    ``public`` (N, F) are the public prompts' features, whose spread about the means says how sharply to decide.
+    ``public`` (N, F) are the public prompts' features, whose scatter about the means says how sharply to decide.
     """
     network = MeansNetwork(projection.shape[0], projection.shape[1], len(means))
     network.mean, network.projection = mean, projection
-    known = means[present]
-    spread = 1.0
-    if len(known) > 1:
-        directions, scales, _ = torch.linalg.svd((known - known.mean(0)).T, full_matrices=False)
-        span = directions[:, scales > 1e-3 * scales[0].clamp_min(1e-12)]  # (C, rank): equal means span nothing between them
-        if span.shape[1]:
-            nearest = torch.cdist(clipped(public, mean, projection) @ span, known @ span).min(1).values
-            spread = max(float((nearest**2).mean()) / span.shape[1], _LEAST_SPREAD)
+    known = means[present].double()
+    precision = torch.linalg.inv(scatter(clipped(public, mean, projection).double(), known))
     with torch.no_grad():
-        network.weight[present] = known / spread
-        network.bias[present] = -(known**2).sum(1) / (2 * spread)
+        network.weight[present] = (known @ precision).float()
+        network.bias[present] = -((known @ precision) * known).sum(1).float() / 2
     return network
+
+
+def scatter(z: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+    """Within-class covariance (C, C) of ``z`` (N, C), float64, about the centres of those nearest to each of ``means`` (K, C).
+
+    Nearest first in the basis as it is, then, by shares, under the covariance found so far. Shrunk towards a round one.
+    """
+    covariance = torch.eye(z.shape[1], dtype=z.dtype)
+    for round_ in range(ROUNDS):
+        closeness = -_distances(z, means, covariance) / 2  # (N, K)
+        shares = closeness.softmax(1) if round_ else nn.functional.one_hot(closeness.argmax(1), len(means)).to(z.dtype)
+        centres = shares.T @ z / shares.sum(0).clamp_min(1e-9)[:, None]
+        residuals = [(z - centre) * share[:, None].sqrt() for centre, share in zip(centres, shares.T, strict=True)]
+        found = sum(residual.T @ residual for residual in residuals) / len(z)
+        round_one = found.diagonal().mean().clamp_min(1e-6) * torch.eye(z.shape[1], dtype=z.dtype)
+        covariance = (1 - SHRINKAGE) * found + SHRINKAGE * round_one
+    return covariance
+
+
+def _distances(z: torch.Tensor, means: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+    """Squared Mahalanobis distances, shape (N, K)."""
+    half = torch.linalg.cholesky(torch.linalg.inv(covariance))
+    distances: torch.Tensor = torch.cdist(z @ half, means @ half) ** 2
+    return distances
