@@ -31,7 +31,7 @@ def routed(
     privacy: dict[str, float],
     draw: int,
 ) -> tuple[float, float]:
-    """Accuracy and the owner's mean weight; ``own`` and ``asked`` are features (N, F) of each client's prompts and questions."""
+    """Accuracy and the owner's mean weight; ``own`` and ``asked`` are features (N, F) of clients' prompts and questions."""
     import numpy as np
     import torch
 
