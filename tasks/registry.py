@@ -433,6 +433,8 @@ def encoded(image: Path) -> str:
     """An image file as the models take it: base64 of a PNG. Raises ``UserError`` if it is none."""
     from io import BytesIO
 
+    from PIL import Image
+
     from mor.data.pictures import opened, pixels, why
 
     buffer = BytesIO()
@@ -441,7 +443,7 @@ def encoded(image: Path) -> str:
             pixels(picture).save(buffer, format="PNG")
     except FileNotFoundError:
         raise UserError(f"{image}: no such file; name a picture") from None
-    except (OSError, SyntaxError, ValueError) as error:  # PIL's
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:  # PIL's
         raise UserError(f"{image}: cannot be read as a picture ({why(error)}); save it again as PNG") from None
     return base64.b64encode(buffer.getvalue()).decode()
 

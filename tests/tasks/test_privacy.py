@@ -132,9 +132,9 @@ def test_a_night_tells_nothing_that_a_client_wrote(
 ) -> None:
     """Deliveries that are merged with bad rows, held, refused and known; the page, MLflow, the webhook and git."""
     sent: list[dict[str, str]] = []
-    settings = project.model_copy(update={"nightly": project.nightly.model_copy(update={"webhook": "http://w", "push": False})})
+    settings = project.model_copy(update={"nightly": project.nightly.model_copy(update={"push": False})})
     monkeypatch.setattr(night, "load_params", lambda *_: settings)
-    monkeypatch.setattr(night, "notify", lambda url, event: sent.append(event))
+    monkeypatch.setattr(night, "notify", sent.append)
     monkeypatch.setattr(night.registry, "settle", lambda: None)
     monkeypatch.setattr(night, "_train", lambda params, course, run_id: setattr(course, "ending", "Promoted"))
     monkeypatch.setattr(ingest, "last_reward_model", lambda client: Annotator())
