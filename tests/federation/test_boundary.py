@@ -26,6 +26,18 @@ FEATURES = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) + 1.0
 PAIRS = [Preference(id=f"p{i}", image="x.png", prompt=f"What {i}?", chosen="a", rejected="b") for i in range(50)]
 
 
+class Counting(TableReward):
+    """Remembers how many completions it was asked to score at a time."""
+
+    def __init__(self, table: dict[str, float | None]) -> None:
+        super().__init__(table)
+        self.sizes: list[int] = []
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]) -> list[float | None]:
+        self.sizes.append(len(completions))
+        return [0.0] * len(completions)
+
+
 def service(table: dict[str, float | None] | None = None, **options: object) -> ClientService:
     boundary = Boundary.model_validate(BOUNDARY.model_dump() | options.pop("boundary", {}))  # type: ignore[call-overload]
     return ClientService(TableReward({"a": 1.0, "b": 0.0} if table is None else table), boundary, **options)  # type: ignore[arg-type]
@@ -318,19 +330,11 @@ def test_the_annotator_prefers_its_answer_then_what_is_right_and_abstains_on_the
 
 
 def test_work_ends_when_the_caller_is_gone() -> None:
-    scored: list[int] = []
-
-    class Counting(TableReward):
-        def score(
-            self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]
-        ) -> list[float | None]:
-            scored.append(len(completions))
-            return [0.0] * len(completions)
-
+    counting = Counting({})
     rows = [(0, str(i)) for i in range(1000)]
     request = m.encode(m.ScoreRequest([m.image_bytes(IMAGE)], [(0, "?")], rows))
-    ClientService(Counting({}), BOUNDARY).handle(request, lambda: len(scored) == 2)
-    assert sum(scored) == 256
+    ClientService(counting, BOUNDARY).handle(request, lambda: len(counting.sizes) == 2)
+    assert sum(counting.sizes) == 256
 
 
 def test_no_basis_makes_a_mean_that_is_not_a_number() -> None:
@@ -344,18 +348,10 @@ def test_no_basis_makes_a_mean_that_is_not_a_number() -> None:
 
 
 def test_long_texts_are_scored_in_small_batches() -> None:
-    sizes: list[int] = []
-
-    class Counting(TableReward):
-        def score(
-            self, prompts: Sequence[str], images: Sequence[Image.Image], completions: Sequence[str]
-        ) -> list[float | None]:
-            sizes.append(len(completions))
-            return [0.0] * len(completions)
-
+    counting = Counting({})
     rows = [(0, str(i).ljust(8000)) for i in range(20)]
-    ClientService(Counting({}), BOUNDARY).handle(m.encode(m.ScoreRequest([m.image_bytes(IMAGE)], [(0, "?")], rows)))
-    assert sizes == [8, 8, 4]  # 8 x 8001 characters are below 65,536
+    ClientService(counting, BOUNDARY).handle(m.encode(m.ScoreRequest([m.image_bytes(IMAGE)], [(0, "?")], rows)))
+    assert counting.sizes == [8, 8, 4]  # 8 x 8001 characters are below 65,536
 
 
 def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:

@@ -76,6 +76,25 @@ def fit(clients: list[RemoteClient], **changes: Any) -> Any:
     return fit_and_control(params, clients, Base(), PUBLIC)  # type: ignore[arg-type]
 
 
+def with_control_questions(monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """Public prompts that control questions are drawn from; returns their features."""
+    rows = [Prompt(id=f"q{i}", image="x.png", prompt=f"{i % 3} {i}!") for i in range(120)]
+    monkeypatch.setattr(routing, "public_prompts", lambda: (rows, [IMAGE] * len(rows)))
+    return Base().prompt_states([row.prompt for row in rows], [])
+
+
+def without_scores(client: RemoteClient) -> RemoteClient:
+    """The client, which tells its mean and answers no request for scores."""
+    answer = client.transport
+
+    def transport(data: bytes) -> bytes:
+        request = m.decode_request(data)
+        return m.encode(m.Failure("internal")) if isinstance(request, m.ScoreRequest) else answer(data)
+
+    client.transport = transport
+    return client
+
+
 def test_the_router_finds_every_clients_prompts() -> None:
     router, said = fit([client("x", 0), client("y", 1), client("z", 2)])
     assert router.weights(CENTRES).argmax(1).tolist() == [0, 1, 2]
@@ -124,17 +143,8 @@ def test_where_nobody_shares_pairs_the_preferences_router_says_so() -> None:
 
 
 def test_who_does_not_answer_the_control_questions_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [Prompt(id=f"q{i}", image="x.png", prompt=f"{i % 3} {i}!") for i in range(120)]
-    features = Base().prompt_states([row.prompt for row in rows], [])
-    monkeypatch.setattr(routing, "public_prompts", lambda: (rows, [IMAGE] * len(rows)))
-    evasive = client("y", 1)
-    honest = evasive.transport
-
-    def transport(data: bytes) -> bytes:
-        request = m.decode_request(data)
-        return m.encode(m.Failure("internal")) if isinstance(request, m.ScoreRequest) else honest(data)
-
-    evasive.transport = transport
+    features = with_control_questions(monkeypatch)
+    evasive = without_scores(client("y", 1))
     params = changed(PARAMS, {"router.control": 8})
     router, said = fit_and_control(params, [client("x", 0), evasive, client("z", 2)], Base(), features)  # type: ignore[arg-type]
     assert (router.excluded, router.absent) == (["y"], [])
@@ -143,17 +153,8 @@ def test_who_does_not_answer_the_control_questions_is_not_trusted(monkeypatch: p
 
 
 def test_who_fails_is_not_believed_because_the_one_that_would_pass_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [Prompt(id=f"q{i}", image="x.png", prompt=f"{i % 3} {i}!") for i in range(120)]
-    features = Base().prompt_states([row.prompt for row in rows], [])
-    monkeypatch.setattr(routing, "public_prompts", lambda: (rows, [IMAGE] * len(rows)))
-    honest = client("z", 2)
-    means = honest.transport
-
-    def transport(data: bytes) -> bytes:
-        request = m.decode_request(data)
-        return m.encode(m.Failure("internal")) if isinstance(request, m.ScoreRequest) else means(data)
-
-    honest.transport = transport
+    features = with_control_questions(monkeypatch)
+    honest = without_scores(client("z", 2))
     liars = [client("x", 0, good=0.0), client("y", 1, good=0.0)]  # equal scores: no fitting answer is preferred
     for liar in liars:
         told = liar.transport
