@@ -18,7 +18,7 @@ test: $(INSTALLED)  ## every check, the fastest first
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 benchmark: $(INSTALLED)  ## MoR against other methods, five seeds; ARGS=--quick for one
 	$(BIN)/python -m flows.compare $(ARGS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 for name in (
     *("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_KEY"),
     *("MLFLOW_TRACKING_URI", "MOR_PARENT_RUN_ID", "MOR_WEBHOOK", "DVC_STAGE"),
@@ -13,3 +15,9 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import tasks.runtime  # noqa: E402, F401  telemetry off, before any library is imported
+
+LONGEST = ("test_smoke.py", "test_ingest.py", "test_guard.py")  # begin first, so that no process is left with one at the end
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
