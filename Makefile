@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: run test benchmark nightly nights-demo compare rollback pin prune zoo ui clean
+.PHONY: run test benchmark nightly nights-demo diff rollback pin prune zoo ui clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)  ## bring every stage up to date and show the results; ARGS go to `dvc repro`
@@ -21,7 +21,7 @@ test: $(INSTALLED)  ## every check, the fastest first
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 benchmark: $(INSTALLED)  ## MoR against other methods, five seeds; ARGS=--quick for one
-	$(BIN)/python -m flows.compare $(ARGS)
+	$(BIN)/python -m flows.benchmark $(ARGS)
 
 nightly: $(INSTALLED)  ## Prefect server, MLflow's UI, a worker and the schedule of params.yaml, until Ctrl-C
 	@trap : INT TERM; $(BIN)/python -m flows.schedule
@@ -29,7 +29,7 @@ nightly: $(INSTALLED)  ## Prefect server, MLflow's UI, a worker and the schedule
 nights-demo: $(INSTALLED)  ## simulated nights, and how each ended; ARGS="--kills 20" kills them at random moments
 	@$(BIN)/python -m flows.nights_demo $(ARGS)
 
-compare: $(INSTALLED)  ## what differs between two runs or nights: A=<run> B=<run>, or the last two nights
+diff: $(INSTALLED)  ## what differs between two runs or nights: A=<run> B=<run>, or the last two nights
 	@$(BIN)/python -m flows.diff $(A) $(B)
 
 rollback: $(INSTALLED)  ## the champion before serves again

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from mor.config import load_params
-from tasks import paths, runtime
+from tasks.project import paths, runtime
 
 README, EVERYTHING = Path("README.md"), Path("docs") / "benchmark.md"
 IMAGES = Path("docs") / "images"
@@ -34,9 +34,9 @@ alone. Bytes are the messages' payload, up and down; headers and TLS come on top
 
 def publish() -> None:
     """Report, figures, the README's tables and the page of all tables."""
-    from mor.evaluation.comparison import read_results
-    from mor.evaluation.comparison_tables import markdown_tables
-    from tasks.compare import RESULTS, report_comparison, up_to_date
+    from benchmarks.results import read_results
+    from benchmarks.run import RESULTS, report_comparison, up_to_date
+    from benchmarks.tables import markdown_tables
 
     params = load_params()
     results, weak = report_comparison(up_to_date(params, read_results(RESULTS)))

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mor.config import load_params
-from tasks import paths, runtime
+from tasks.project import paths, runtime
 
 if TYPE_CHECKING:
     import torch
@@ -52,9 +52,9 @@ def measure(draws: Annotated[int, typer.Option(min=1, help="of the noise")] = 8)
 
     from mor.data.schema import load_images
     from mor.vlm.load import Vlm
-    from tasks.evaluation import read_suites
-    from tasks.rewards import split
-    from tasks.routing import public_prompts
+    from tasks.stages.evaluate import read_suites
+    from tasks.stages.reward import split
+    from tasks.stages.router import public_prompts
 
     params = load_params(paths.PARAMS)
     base = Vlm.load(params.base, params.evaluation.batch_size)

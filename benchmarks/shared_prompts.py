@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mor.config import load_params
-from tasks import runtime
+from tasks.project import runtime
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
 
-    from mor.alignment.reward import PublicPrompt
+    from mor.alignment.mixed_reward import PublicPrompt
 
 
 class ShortAnswers:
@@ -38,7 +38,7 @@ def seconds(trainer: type[GRPOTrainer], prompts: list[PublicPrompt], steps: int)
     """Seconds of ``steps`` steps, and the adapter they end with."""
     from peft import get_peft_model_state_dict
 
-    from mor.alignment import rounds
+    from mor.alignment import grpo as rounds
 
     params = load_params()
     rounds.SharedPromptTrainer = trainer  # type: ignore[misc, assignment]
@@ -57,9 +57,9 @@ def measure(steps: Annotated[int, typer.Option(min=1, help="of each training")] 
     from PIL import Image
     from trl import GRPOTrainer
 
-    from mor.alignment.reward import PublicPrompt
+    from mor.alignment.mixed_reward import PublicPrompt
     from mor.alignment.shared_prompts import SharedPromptTrainer
-    from mor.data.benchmark.render import ask
+    from mor.fedvqa.render import ask
 
     rng = np.random.default_rng(0)
     questions = [ask(domain, rng, "public") for domain in ("documents", "medical", "scenes") for _ in range(100)]

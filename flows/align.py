@@ -1,11 +1,11 @@
 """Stage ``align``: GRPO rounds with the router's online refit."""
 
-from tasks import runtime
+from tasks.project import runtime
 
 
 def align() -> None:
     """GRPO rounds with the router refitted after each."""
-    from tasks.alignment import align_policy
+    from tasks.stages.align import align_policy
 
     align_policy()
 

@@ -1,14 +1,95 @@
-"""Stage ``benchmark``: write the embedded benchmark."""
+"""MoR against what one would do instead (`make benchmark`).
 
-from tasks import runtime
+Without options the headline: every seed of `params.yaml` and the methods of the headline table. What was measured
+before is not measured again; an interrupted comparison goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from benchmarks.catalogue import headline, methods, settings
+from mor.config import ConfigError, Params, load_params
+from tasks.project import paths, runtime
+
+if TYPE_CHECKING:
+    from benchmarks.run import Cell
+
+SEVERAL = ("--seeds", "--methods", "--settings")  # take one value or more: `--seeds 0 1 2`
 
 
-def benchmark() -> None:
-    """Write data folders, contact sheet and data card."""
-    from tasks.benchmark import write_benchmark
+def spread(words: Sequence[str], options: Collection[str] = SEVERAL) -> list[str]:
+    """``--seeds 0 1`` as Typer reads it, ``--seeds 0 --seeds 1``: an option's values go on to the next option."""
+    spelt: list[str] = []
+    option, values = "", 0
+    for word in words:
+        if word.startswith("-") and not word[1:].isdigit():
+            option, values = (word if word in options else ""), 0
+            spelt.append(word)
+        elif option:
+            spelt += [word] if values == 0 else [option, word]
+            values += 1
+        else:
+            spelt.append(word)
+    return spelt
 
-    write_benchmark()
+
+def benchmark(
+    quick: Annotated[bool, typer.Option("--quick", help="the first seed alone")] = False,
+    seeds: Annotated[list[int] | None, typer.Option(help="instead of those in params.yaml; one or more")] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="one or more of those below; by default the headline's")] = None,
+    settings: Annotated[list[str] | None, typer.Option(help="one or more of those below")] = None,
+    search: Annotated[bool, typer.Option("--search", help="search the methods' learning rates on the search seed")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="processes at a time; the cores are shared out among them")] = 2,
+) -> None:
+    """Measure what is missing, then write the report."""
+    params = load_params(paths.PARAMS)
+    for kind, asked, there in zip(("method", "setting"), (methods, settings), known(params), strict=True):
+        for name in asked or ():
+            if name not in there:
+                raise typer.BadParameter(f"{name!r} is no {kind}; expected {', '.join(there)}")
+    from benchmarks.run import compare, report_comparison
+
+    report_comparison(compare(cells(params, quick, seeds, methods or headline(params.clients), settings, search), jobs))
+
+
+def cells(
+    params: Params,
+    quick: bool,
+    seeds: Sequence[int] | None,
+    methods: Sequence[str],
+    settings: Sequence[str] | None,
+    search: bool,
+) -> list[Cell]:
+    """The results that are asked for, seed by seed."""
+    from benchmarks.results import DEFAULT
+    from benchmarks.run import Cell
+
+    plan = params.benchmark
+    if search:
+        return [Cell(DEFAULT, plan.search_seed, m, f, True) for m in methods for f in plan.search_factors]
+    seeds = plan.seeds if seeds is None else seeds
+    seeds = seeds[:1] if quick else seeds
+    return [Cell(setting, seed, method) for seed in seeds for setting in settings or [DEFAULT] for method in methods]
+
+
+def known(params: Params) -> tuple[list[str], list[str]]:
+    """Names of all methods and settings."""
+    return list(methods(params.clients)), list(settings(params.clients, params.base))
+
+
+def names() -> str:
+    """What ``--help`` says of methods and settings, whose names depend on the clients."""
+    try:
+        there = known(load_params(paths.PARAMS))
+    except ConfigError as error:
+        return str(error)
+    return f"Methods: {', '.join(there[0])}.\n\nSettings: {', '.join(there[1])}."
 
 
 if __name__ == "__main__":
-    runtime.stage(benchmark)
+    runtime.command(benchmark, spread(sys.argv[1:]), epilog=names())

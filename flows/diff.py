@@ -1,4 +1,4 @@
-"""How two runs differ (`make compare A=... B=...`): settings, data, metrics, answers that changed.
+"""How two runs differ (`make diff A=... B=...`): settings, data, metrics, answers that changed.
 
 A and B are nights (2026-01-02), ids of MLflow runs or their beginnings, or names of runs. Without them: the last two nights.
 With one: that night and the one before it.
@@ -10,15 +10,15 @@ from typing import Annotated
 
 import typer
 
-from tasks import runtime
+from tasks.project import runtime
 
 
 def diff(
     a: Annotated[str | None, typer.Argument(metavar="A", help="the older run", show_default=False)] = None,
     b: Annotated[str | None, typer.Argument(metavar="B", help="the newer run", show_default=False)] = None,
 ) -> None:
-    """Print the differences and write ``reports/compare.html``."""
-    from tasks.diff import compare_runs
+    """Print the differences and write ``reports/diff.html``."""
+    from tasks.reports.diff import compare_runs
 
     compare_runs(a, b)
 

@@ -1,11 +1,11 @@
 """Stage ``evaluate``: base against aligned, reward models, router, bytes and seconds."""
 
-from tasks import runtime
+from tasks.project import runtime
 
 
 def evaluate() -> None:
     """Measure base and aligned policy on held-out data."""
-    from tasks.evaluation import evaluate_models
+    from tasks.stages.evaluate import evaluate_models
 
     evaluate_models()
 

@@ -17,10 +17,10 @@ from rich.text import Text
 
 from mor.config import load_params
 from mor.text import shown
-from tasks import paths, runtime
+from tasks.project import paths, runtime
 
 if TYPE_CHECKING:
-    from tasks.ingest import Delivery
+    from tasks.nights.ingest import Delivery
 
 console = Console(soft_wrap=True)
 
@@ -35,8 +35,8 @@ def run(
     """Do what is asked, one process at a time; without a wish, list."""
     if sum((to_release is not None, to_discard is not None, now)) > 1:
         raise typer.BadParameter("give one of --release, --discard and --now")
-    from tasks.ingest import deliveries, discard, ingest, label, release, waiting
-    from tasks.night import alone
+    from tasks.nights.ingest import deliveries, discard, ingest, label, release, waiting
+    from tasks.nights.night import alone
 
     params = load_params(paths.PARAMS)
     if not (to_release or to_discard or now):

@@ -1,4 +1,4 @@
-"""One night (`make nightly` schedules it); it ends as `tasks/night.py` lists.
+"""One night (`make nightly` schedules it); it ends as `tasks/nights/night.py` lists.
 
 A night that was killed goes on where it stopped when it is run again. Its name becomes a git tag, a file's and an MLflow run's.
 """
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from mor.config import UserError
-from tasks import runtime
+from tasks.project import runtime
 
 NAME = r"(?!.*\.\.)[0-9A-Za-z][0-9A-Za-z._-]{0,63}(?<![.])(?<!\.lock)"  # what git, too, takes for a tag
 
@@ -31,7 +31,7 @@ def checked(night: str | None) -> str | None:
 def _night(night: str | None = None) -> Any:
     """Ingest, train what is stale, judge, promote or refuse; ``night`` names it, today's date if left out."""
     checked(night)
-    from tasks.night import run_night
+    from tasks.nights.night import run_night
 
     course = run_night(night)
     if not os.environ.get("PREFECT_API_URL"):
@@ -50,7 +50,7 @@ def _name() -> str:
 
 def _report(flow: Any, run: Any, state: Any) -> None:
     """Tell the webhook of an end that the night itself could not report."""
-    from tasks.services import notify
+    from tasks.project.services import notify
 
     notify({"night": str((run.parameters or {}).get("night") or ""), "state": state.name, "message": state.message or ""})
 
@@ -78,7 +78,7 @@ def run(
     ] = None,
 ) -> None:
     """A night with a Prefect server of its own, unless ``PREFECT_API_URL`` names one."""
-    from tasks.execution import StageFailed, prefect_server
+    from tasks.project.dvc import StageFailed, prefect_server
 
     with prefect_server():
         try:

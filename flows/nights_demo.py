@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mor.config import UserError
-from tasks import runtime
+from tasks.project import runtime
 
 console = Console()
 console.width = max(console.width, 110)  # the table's
@@ -25,8 +25,8 @@ def series(folder: Path, kills: int, seconds: dict[str, float], seed: int) -> di
 
     The kills are spread over the nights in proportion to ``seconds``, at moments drawn from ``seed``.
     """
-    from tasks import demo
-    from tasks.execution import prefect_server
+    from tasks.nights import demo
+    from tasks.project.dvc import prefect_server
 
     console.print(f"[bold]{folder}[/]: a fresh project")
     demo.make_project(folder)
@@ -75,7 +75,7 @@ def nights(
     seed: Annotated[int, typer.Option(help="of the moments of the kills")] = 0,
 ) -> None:
     """The undisturbed series, and the disturbed one if kills are asked for."""
-    from tasks import demo
+    from tasks.nights import demo
 
     calm, killed = demo.DEMO / "calm", demo.DEMO / "killed"
     seconds = series(calm, 0, {}, seed)

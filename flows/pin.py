@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tasks import runtime
+from tasks.project import runtime
 
 
 def pin(
@@ -19,7 +19,7 @@ def pin(
     ] = None,
 ) -> None:
     """Set the alias and say from what to what."""
-    from tasks import registry
+    from tasks.tracking import registry
 
     before = registry.baseline()
     now = registry.pin(wanted)

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from mor.config import load_params
-from tasks import runtime
+from tasks.project import runtime
 
 console = Console(stderr=True)
 FOR_DVC = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}  # what is not ours to refuse
@@ -23,9 +23,9 @@ FOR_DVC = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]
 
 def pipeline(arguments: Sequence[str] = ()) -> None:
     """Bring every stage up to date and show the results."""
-    from tasks.execution import outdated_stages, prefect_server
-    from tasks.guard import login_hint
-    from tasks.summary import show_results
+    from tasks.project.dvc import outdated_stages, prefect_server
+    from tasks.project.guard import login_hint
+    from tasks.reports.console import show_results
 
     load_params()  # a mistake in the settings is reported before anything starts
     outdated = None if arguments else outdated_stages()
@@ -49,8 +49,8 @@ def pipeline(arguments: Sequence[str] = ()) -> None:
 
 def execute(arguments: list[str]) -> None:
     """``dvc repro`` inside an MLflow parent run, which ends up with a child for every stage, run or skipped."""
-    from tasks import tracking
-    from tasks.execution import StageFailed, reproduce
+    from tasks.project.dvc import StageFailed, reproduce
+    from tasks.tracking import runs as tracking
 
     parent = tracking.open_parent(f"pipeline {os.getpid()}")
     os.environ[tracking.PARENT_VARIABLE] = parent
@@ -72,7 +72,7 @@ def run(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="WORDS", help="for `dvc repro`", show_default=False)] = None,
 ) -> None:
     """The pipeline; ends with DVC's own code after a failure."""
-    from tasks.execution import StageFailed
+    from tasks.project.dvc import StageFailed
 
     try:
         pipeline(arguments or [])

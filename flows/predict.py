@@ -9,14 +9,14 @@ import typer
 from rich.console import Console
 
 from mor.text import shown
-from tasks import runtime
+from tasks.project import runtime
 
 BAR = 30  # characters of a weight of 1
 
 
 def predict(image: Annotated[Path, typer.Option()], prompt: Annotated[str, typer.Option(help="such as 'How many?'")]) -> None:
     """Print the answer, and whose opinions shaped answers to prompts of this kind."""
-    from tasks.registry import ask
+    from tasks.tracking.registry import ask
 
     champion, answer, weights = ask(image, prompt)
     console = Console()

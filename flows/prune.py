@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tasks import runtime
+from tasks.project import runtime
 
 
 def prune(
@@ -14,7 +14,7 @@ def prune(
     cloud: Annotated[bool, typer.Option("--cloud", help="also on the DVC remote, and the tags on nightly.git_remote")] = False,
 ) -> None:
     """Say what would go, or delete it."""
-    from tasks import prune
+    from tasks.nights import prune
 
     prune.prune(yes, cloud)
 

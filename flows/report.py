@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from mor.config import load_params
-from tasks import runtime
+from tasks.project import runtime
 
 
 def report() -> None:
     """Draw what was measured and write ``reports/report.html``."""
-    from tasks.report import write_report
+    from tasks.stages.report import write_report
 
     write_report(load_params().evaluation.samples)
 

@@ -1,12 +1,12 @@
 """Stage ``reward@<client>``: train one client's reward model."""
 
-from tasks import runtime
+from tasks.project import runtime
 
 
 def reward(client: str) -> None:
     """Train one client's reward model on its private pairs."""
     runtime.known_client(client)
-    from tasks.rewards import train_reward
+    from tasks.stages.reward import train_reward
 
     train_reward(client)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from tasks import runtime
+from tasks.project import runtime
 
 
 def rollback() -> None:
     """Point the aliases back and say from what to what."""
-    from tasks import registry
+    from tasks.tracking import registry
 
     before, now = registry.rollback()
     Console().print(

@@ -1,11 +1,11 @@
 """Stage ``router``: fit the first router."""
 
-from tasks import runtime
+from tasks.project import runtime
 
 
 def router() -> None:
     """Fit the first router."""
-    from tasks.routing import fit_router
+    from tasks.stages.router import fit_router
 
     fit_router()
 

@@ -12,14 +12,15 @@ import threading
 from rich.console import Console
 
 from mor.config import load_params
-from tasks import runtime
+from tasks.project import runtime
 
 console = Console(stderr=True, soft_wrap=True)
 
 
 def schedule() -> None:
     """Start everything, say where it is, and wait for Ctrl-C or a SIGTERM."""
-    from tasks import guard, services, tracking
+    from tasks.project import guard, services
+    from tasks.tracking import runs as tracking
 
     services.heed_signals()
     nightly = load_params().nightly

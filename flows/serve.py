@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tasks import runtime
+from tasks.project import runtime
 
 
 def serve(
@@ -17,7 +17,7 @@ def serve(
 ) -> None:
     """Answer with scores, comparisons, one noised mean and shared anchors; nothing else leaves the client."""
     runtime.known_client(client)
-    from tasks.clients import serve_client
+    from tasks.project.clients import serve_client
 
     serve_client(client, host, port, str(certificate), str(key))
 

@@ -10,14 +10,14 @@ import typer
 from rich.console import Console
 
 from mor.config import UserError
-from tasks import runtime
+from tasks.project import runtime
 
 console = Console(stderr=True, soft_wrap=True)
 
 
 def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
     """Start it, say where it is, and wait for Ctrl-C."""
-    from tasks import guard, services
+    from tasks.project import guard, services
 
     if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
         raise UserError("MLFLOW_TRACKING_URI is a server's address: open that in a browser, or unset the variable")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from mor.config import load_params
-from tasks import runtime
+from tasks.project import runtime
 
 
 def validate() -> None:
     """Check the data of all clients, the public prompts and the evaluation sets."""
-    from tasks.validation import validate_data
+    from tasks.stages.validate import validate_data
 
     params = load_params()
     validate_data(list(params.clients), params.validation)

@@ -1,11 +1,11 @@
 """Stage ``zoo``: train the tiny models from scratch (frozen in ``dvc.yaml``; `make zoo` thaws it)."""
 
-from tasks import runtime
+from tasks.project import runtime
 
 
 def zoo() -> None:
     """Train every model of the zoo."""
-    from tasks.zoo import train_zoo
+    from tasks.stages.zoo import train_zoo
 
     train_zoo()
 

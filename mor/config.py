@@ -107,7 +107,7 @@ class Client(Section):
     shared_anchors: list[str] = []
 
 
-class Benchmark(Section):
+class FedVqa(Section):
     pairs: Count  # preference pairs a client
     held_out_pairs: Count  # pairs of each kind a client, for judging reward models
     public: Count  # public prompts
@@ -226,7 +226,7 @@ class Averaging(Section):
     proximal: Positive  # FedProx's mu
 
 
-class Compare(Section):
+class Benchmark(Section):
     seeds: list[int]
     search_seed: int  # of the learning-rate search; not among the seeds above
     search_factors: list[Positive]  # tried times each method's learning rate
@@ -299,7 +299,7 @@ class Params(Section):
     threads: Annotated[int, Field(ge=0)]  # torch threads a stage; 0 leaves torch's choice
     base: ModelSource  # the policy's base model
     clients: dict[str, Client]
-    benchmark: Benchmark
+    fedvqa: FedVqa
     zoo: Zoo
     validation: Validation
     rewards: Rewards
@@ -307,7 +307,7 @@ class Params(Section):
     router: Router
     grpo: Grpo
     evaluation: Evaluation
-    compare: Compare
+    benchmark: Benchmark
     nightly: Nightly
     drift: Drift
     gate: Gate

@@ -46,7 +46,7 @@ def told(error: BaseException) -> str:
 
 
 def place(error: BaseException) -> str:
-    """Where it was raised, as `` at tasks/rewards.py:63``: the innermost line of this project; empty where nowhere in it."""
+    """Where it was raised, as `` at tasks/stages/reward.py:63``: the innermost line of ours; empty where nowhere in it."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename)
         if file.is_relative_to(ROOT) and not {".venv", "site-packages"} & set(file.parts):

@@ -18,12 +18,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from mor.config import Params, load_params
-from tasks import paths
+from tasks.project import paths
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("flows", "tasks", "mor")
+PACKAGES = ("flows", "benchmarks", "tasks", "mor")
 # They start, record and check, and can't change a result; the head of dvc.yaml says so too.
-EXEMPT = {"tasks/paths.py", "tasks/runtime.py", "tasks/tracking.py", "mor/config.py"}
+EXEMPT = {"tasks/project/paths.py", "tasks/project/runtime.py", "tasks/tracking/runs.py", "mor/config.py"}
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
@@ -87,7 +87,7 @@ def test_dvc_reads_the_stages_and_gives_every_client_its_reward_stage() -> None:
     command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only"]
     names = subprocess.check_output(command, cwd=ROOT, text=True, env=os.environ | {"DVC_NO_ANALYTICS": "1"}).split()
     rewards = [f"reward@{client}" for client in load_params(ROOT / "params.yaml").clients]
-    assert names == ["zoo", "benchmark", "validate", *rewards, "router", "align", "evaluate", "report"]
+    assert names == ["zoo", "fedvqa", "validate", *rewards, "router", "align", "evaluate", "report"]
 
 
 def test_every_listed_setting_exists() -> None:
@@ -113,7 +113,7 @@ def test_stage_lists_every_setting_that_its_task_reads(name: str) -> None:
 
 
 def test_folders_that_users_replace_outlive_a_run() -> None:
-    for out in STAGES["benchmark"]["outs"]:
+    for out in STAGES["fedvqa"]["outs"]:
         if isinstance(out, str):
             assert out.startswith("reports/"), f"{out}: a user's folder there would be deleted before the stage runs"
         else:

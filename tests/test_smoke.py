@@ -16,12 +16,12 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 TINY = {
-    "benchmark": {"pairs": 60, "held_out_pairs": 4, "public": 48, "questions": 12, "error_rate": 0.05},
+    "fedvqa": {"pairs": 60, "held_out_pairs": 4, "public": 48, "questions": 12, "error_rate": 0.05},
     "rewards": {"steps": 4, "batch_size": 8},
     "router": {"components": 8, "anchors": 8, "refit_pairs": 12},
     "grpo": {"rounds": 1, "steps": 6, "prompts": 4, "generations": 4, "checkpoint_steps": 2},
     "evaluation": {"resamples": 100, "samples": 2},
-    "compare": {"averaging": {"rounds": 2, "local_steps": 2, "batch_size": 4, "learning_rate": 0.001, "proximal": 0.01}},
+    "benchmark": {"averaging": {"rounds": 2, "local_steps": 2, "batch_size": 4, "learning_rate": 0.001, "proximal": 0.01}},
 }
 
 
@@ -84,7 +84,7 @@ def test_mlflow_holds_one_parent_with_a_child_for_every_stage(project: Path) -> 
     assert len(parents) == 1
     assert "models.aligned.preference.mean" in parents[0].data.metrics
     children = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id}
-    assert {"benchmark", "validate", "reward_documents", "reward_scenes", "router", "align", "align round 1"} <= children.keys()
+    assert {"fedvqa", "validate", "reward_documents", "reward_scenes", "router", "align", "align round 1"} <= children.keys()
     curve = client.get_metric_history(children["align round 1"].info.run_id, "kl")
     assert [point.step for point in curve] == [1, 3, 5]  # of 6 steps, those with fresh completions
     assert children["reward_documents"].inputs.dataset_inputs[0].dataset.digest
@@ -136,7 +136,7 @@ def test_a_night_promotes_the_first_candidate_and_the_next_has_nothing_to_do(pro
 
 def test_the_benchmark_compares_methods_and_measures_nothing_twice(project: Path) -> None:
     asked = ["--quick", "--methods", "base", "mor_top1", "fedavg_sft_b"]
-    shown = run(project, sys.executable, "-m", "flows.compare", *asked)
+    shown = run(project, sys.executable, "-m", "flows.benchmark", *asked)
     assert "FedAvg-SFT (b)" in shown
     results = (project / "benchmarks/results/benchmark.csv").read_text()
     published = {row["key"] for row in csv.DictReader((ROOT / "benchmarks/results/benchmark.csv").read_text().splitlines())}
@@ -145,5 +145,5 @@ def test_the_benchmark_compares_methods_and_measures_nothing_twice(project: Path
     up = {row["method"]: float(row["value"]) for row in rows if (row["measure"], row["suite"]) == ("up_bytes", "scenes")}
     assert up["base"] == 0 < up["mor_top1"] < up["fedavg_sft_b"]
     assert "data:image/png;base64" in (project / "reports/benchmark.html").read_text()
-    run(project, sys.executable, "-m", "flows.compare", *asked)
+    run(project, sys.executable, "-m", "flows.benchmark", *asked)
     assert (project / "benchmarks/results/benchmark.csv").read_text() == results

@@ -17,7 +17,7 @@ What to know about it:
 2. Every client takes the same number of steps a round, whatever the number of its pairs.
 3. AdamW starts afresh each round. Its rate is constant in a round and falls over the rounds by the cosine rule.
 4. The pull of FedProx is added to the gradient after clipping, before AdamW scales it.
-5. DPO's reference is the base in every round, for the reason given in ``mor.alignment.rounds``.
+5. DPO's reference is the base in every round, for the reason given in ``mor.alignment.grpo``.
 6. Prompts and answers are rendered as ``Vlm`` renders them, so the answer ends with EOS whatever the chat template.
 """
 
@@ -41,7 +41,7 @@ from safetensors.torch import load_file, save
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from mor.alignment.rounds import ADAPTER_FILE
+from mor.alignment.grpo import ADAPTER_FILE
 from mor.config import ConfigError, Lora, split_revision
 from mor.data.schema import DataError, Preference
 from mor.federation.ledger import Ledger

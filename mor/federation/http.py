@@ -1,7 +1,7 @@
 """The same messages over HTTPS: the server's transport to a client's service, which may be hostile (``endpoint.py`` is that).
 
 One route, ``POST /message``: the request's bytes out, the reply's bytes in, a bearer token on every call. What a
-message means is decided in ``mor.federation.client`` alone, so HTTP and in-process clients answer alike to the bit.
+message means is decided in ``mor.federation.remote`` alone, so HTTP and in-process clients answer alike to the bit.
 
 A reply costs at most ``largest_reply`` bytes and a call at most ``deadline`` seconds, whatever the other side sends and
 however slowly: nothing is decompressed, no redirect followed, no proxy of the environment used, and no text that the
@@ -29,8 +29,8 @@ import httpcore
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
 from mor.config import ConfigError
-from mor.federation.client import ClientError
 from mor.federation.messages import MOST_REPLY_BYTES
+from mor.federation.remote import ClientError
 
 CONTENT_TYPE = "application/msgpack"
 ROUTE = "/message"

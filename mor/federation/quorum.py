@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from mor.config import Unavailable
-from mor.federation.client import ClientError, RemoteClient
+from mor.federation.remote import ClientError, RemoteClient
 
 T = TypeVar("T")
 

@@ -77,7 +77,7 @@ class Router:
     """Weights of the clients for prompts; ``network`` is None for uniform, random and oracle.
 
     A learned router gives no weight to clients that are ``excluded``, for they failed the control questions
-    (``mor.federation.control``), did not answer those, or rank their own pairs by chance, or ``absent``: they did not answer
+    (``mor.routing.control``), did not answer those, or rank their own pairs by chance, or ``absent``: they did not answer
     when it was fitted.
     ``seed`` is of the random router's order.
     """

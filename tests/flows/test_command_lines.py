@@ -144,7 +144,7 @@ def test_a_name_that_prefect_hands_over_is_checked_too(folder: Path, monkeypatch
 
 
 def test_an_option_of_the_comparison_takes_several_values() -> None:
-    from flows.compare import spread
+    from flows.benchmark import spread
 
     assert spread(["--seeds", "0", "1", "2", "--quick"]) == ["--seeds", "0", "--seeds", "1", "--seeds", "2", "--quick"]
     assert spread(["--settings", "hostile", "inflated", "--methods", "mor"]) == [
@@ -155,14 +155,14 @@ def test_an_option_of_the_comparison_takes_several_values() -> None:
 
 
 def test_the_comparison_names_the_methods_that_it_knows(folder: Path) -> None:
-    done = run(folder, "flows.compare", "--seeds", "0", "1", "--methods", "mor", "mro")
+    done = run(folder, "flows.benchmark", "--seeds", "0", "1", "--methods", "mor", "mro")
     assert done.returncode == 2
     assert "'mro' is no method; expected base, mor" in done.stderr
 
 
 def test_words_for_dvc_reach_it_as_they_are(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     from flows import pipeline
-    from tasks import runtime
+    from tasks.project import runtime
 
     got: list[list[str]] = []
     monkeypatch.chdir(folder)

@@ -1,0 +1,14 @@
+"""Stage ``fedvqa``: write the embedded data."""
+
+from tasks.project import runtime
+
+
+def fedvqa() -> None:
+    """Write data folders, contact sheet and data card."""
+    from tasks.stages.fedvqa import write_fedvqa
+
+    write_fedvqa()
+
+
+if __name__ == "__main__":
+    runtime.stage(fedvqa)

@@ -1,0 +1,288 @@
+"""Delete what neither champions nor the last nights need: DVC's cache, old nights in MLflow and its registry, their tags.
+
+What stays is found first, from two facts: a night that left something is the git tag ``night/<name>``, and versions in the
+registry say by their tags from which night they are and what they need. Everything else that a night has made may go.
+Each deletion can be repeated, so that one that was killed is finished by the next.
+
+What only a person has made is never deleted: runs without ``mor.night``, other tags and branches with their data, DVC's
+experiments. One exception: MLflow's trash is emptied for good, whoever put a run there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from mor.config import Params, UserError, load_params
+from tasks.project import paths
+from tasks.project.dvc import DVC
+from tasks.reports.figures import in_bytes
+from tasks.tracking import runs as tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+POLICY = "mor-policy"
+REWARD = "mor-reward-"
+TAG = "night/"
+SHOWN = 20  # names that a line lists
+MLFLOW_GC = [sys.executable, "-m", "mlflow", "gc"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays and what goes. ``kept`` says why each night stays; versions are (registered model, number)."""
+
+    kept: dict[str, str]
+    nights: list[str]  # whose tags go
+    runs: list[str]  # ids, parents after their children
+    versions: list[tuple[str, str]]
+    files: list[str]  # addresses of those versions' files
+    needed_runs: list[str]  # ids of those that versions which stay came from
+
+
+def prune(yes: bool = False, cloud: bool = False) -> None:
+    """Say what goes and, with ``yes``, delete it; with ``cloud`` also from the DVC remote and from ``nightly.git_remote``."""
+    from tasks.nights.night import CURRENT, alone
+
+    params, console = load_params(paths.PARAMS), Console()
+    with alone():
+        if CURRENT.exists():
+            raise UserError(
+                f"{CURRENT}: a night did not end well and may need anything; let one do so (python -m flows.nightly) first"
+            )
+        if cloud:
+            _reach_remotes(params)
+        plan = make_plan(params, cloud)
+        show(plan, console, cloud)
+        if not yes:
+            console.print("\nNothing was deleted. [bold]make prune ARGS=--yes[/] deletes it.", highlight=False)
+            return
+        before = _cache_bytes()
+        carry_out(plan, params, cloud)
+        console.print(f"\nDeleted; DVC's cache went from {in_bytes(before)} to {in_bytes(_cache_bytes())}.", highlight=False)
+
+
+# --- what stays --------------------------------------------------------------------------------------------------------
+
+
+def make_plan(params: Params, cloud: bool = False) -> Plan:
+    """What may go; raises ``UserError`` where that cannot be known without risk."""
+    nights, registry, last = tagged_nights(), read_registry(tracking.mlflow_client()), params.nightly.keep_nights
+    kept = _kept_nights(nights, registry, last)
+    _refuse_risks(kept, nights, registry, cloud)
+    stay = _kept_versions(registry, kept)
+    needed = {version.run_id for key, version in registry.versions.items() if key in stay and version.run_id}
+    families = [family for family in _night_families() if _may_go(family, kept, nights, needed, last)]
+    runs = [run.info.run_id for family in families for run in reversed(family)]
+    go = [key for key in registry.versions if key not in stay]
+    used = {str(registry.versions[key].source) for key in stay}
+    return Plan(
+        kept=kept,
+        nights=[night for night in nights if night not in kept],
+        runs=runs,
+        versions=go,
+        files=sorted({str(registry.versions[key].source) for key in go} - used),
+        needed_runs=sorted(needed),
+    )
+
+
+def tagged_nights() -> list[str]:
+    """Names of the nights that left a tag, oldest first."""
+    found = _git("tag", "--list", f"{TAG}*").splitlines()
+    return sorted((tag.removeprefix(TAG) for tag in found), key=_order)
+
+
+def _order(night: str) -> tuple[str, int]:
+    """The second night of a day, ``2026-01-02.2``, comes after the first and before the tenth."""
+    day, _, number = night.partition(".")
+    return day, int(number) if number.isdigit() else 1
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Our versions by registered model and number, those that an alias names, the champion, the one before it, the baseline."""
+
+    versions: dict[tuple[str, str], ModelVersion]
+    aliased: set[tuple[str, str]]
+    champion: ModelVersion | None
+    previous: ModelVersion | None
+    baseline: ModelVersion | None
+
+
+def read_registry(client: MlflowClient) -> Registry:
+    """What MLflow's registry holds of ours."""
+    versions, aliased, champion, baseline = {}, set(), None, None
+    for model in client.search_registered_models(max_results=1000):
+        if model.name == POLICY or model.name.startswith(REWARD):
+            for version in client.search_model_versions(f"name = '{model.name}'", max_results=10000):
+                versions[model.name, str(version.version)] = version
+            aliased |= {(model.name, str(number)) for number in model.aliases.values()}
+            if model.name == POLICY and "champion" in model.aliases:
+                champion = versions[POLICY, str(model.aliases["champion"])]
+            if model.name == POLICY and "baseline" in model.aliases:
+                baseline = versions[POLICY, str(model.aliases["baseline"])]
+    previous = versions.get((POLICY, champion.tags.get("mor.previous", ""))) if champion else None
+    return Registry(versions, aliased, champion, previous, baseline)
+
+
+def _kept_nights(nights: list[str], registry: Registry, last: int) -> dict[str, str]:
+    """The nights that stay, each with the reason; a better reason replaces another."""
+    kept = dict.fromkeys(nights[-last:] if last else [], f"one of the last {last}")
+    kept |= {registry.versions[key].tags.get("mor.night", ""): "candidate" for key in registry.aliased if key[0] == POLICY}
+    for version, why in (
+        (registry.baseline, "baseline"), (registry.previous, "previous champion"), (registry.champion, "champion")
+    ):  # fmt: skip
+        if version:
+            kept[version.tags.get("mor.night", "")] = why
+    return {night: why for night, why in kept.items() if night}
+
+
+def _refuse_risks(kept: Mapping[str, str], nights: Collection[str], registry: Registry, cloud: bool) -> None:
+    """A champion whose night has no tag would lose its data; a store without champion may be that of another clone."""
+    for night, why in kept.items():
+        if night not in nights and why in ("champion", "previous champion"):
+            raise UserError(
+                f"the {why} is of night {night}, and no tag {TAG}{night} keeps its data: name the commit whose dvc.lock it was "
+                f"trained from (git tag {TAG}{night} <commit>), or fetch the tags (git fetch --tags)"
+            )
+    if cloud and registry.champion is None:
+        raise UserError(
+            "no champion in the model registry here, so that what remotes must keep is not known: "
+            "prune them from where the nights run, or set MLFLOW_TRACKING_URI to its store"
+        )
+
+
+def _kept_versions(registry: Registry, kept: Collection[str]) -> set[tuple[str, str]]:
+    """Versions with an alias, those of nights that stay or of no known night, and the reward models of policies that stay."""
+    of_nights = {key for key, version in registry.versions.items() if version.tags.get("mor.night") in {None, *kept}}
+    stay = registry.aliased | of_nights
+    for key in list(stay):
+        rewards = json.loads(registry.versions[key].tags.get("mor.rewards", "{}"))
+        stay |= {(f"{REWARD}{client}", str(number)) for client, number in rewards.items()} & set(registry.versions)
+    return stay
+
+
+def _night_families() -> list[list[Run]]:
+    """Every night's run with the runs below it, those in MLflow's trash too."""
+    found = tracking.search_runs("", deleted=True)
+    below: dict[str, list[Run]] = {}
+    for run in found:
+        below.setdefault(run.data.tags.get("mlflow.parentRunId", ""), []).append(run)
+    return [[run, *below.get(run.info.run_id, [])] for run in below.get("", []) if "mor.night" in run.data.tags]
+
+
+def _may_go(family: Iterable[Run], kept: Collection[str], nights: list[str], needed: Collection[str], last: int) -> bool:
+    """A night's runs go if it is older than the last ones, left none of what champions need, and no version that stays."""
+    family = list(family)
+    night = family[0].data.tags["mor.night"]
+    old = last == 0 or (len(nights) >= last and _order(night) < _order(nights[-last]))
+    return old and night not in kept and not {run.info.run_id for run in family} & set(needed)
+
+
+# --- what goes ---------------------------------------------------------------------------------------------------------
+
+
+def carry_out(plan: Plan, params: Params, cloud: bool = False) -> None:
+    """Delete what the plan names, then what DVC's cache holds for no tag, branch, experiment or the working folder."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    client = tracking.mlflow_client()
+    for address in plan.files:  # a version's run may stay for another's sake
+        get_artifact_repository(address).delete_artifacts()
+    for name, number in plan.versions:
+        client.delete_model_version(name, number)
+    for run in plan.runs:
+        client.delete_run(run)
+    for run in plan.needed_runs:  # in the trash by someone's mistake, perhaps
+        if client.get_run(run).info.lifecycle_stage == "deleted":
+            client.restore_run(run)
+    if plan.runs:
+        _empty_trash()
+    if plan.nights:
+        _git("tag", "--delete", *(TAG + night for night in plan.nights))
+    everywhere = ["--workspace", "--all-tags", "--all-branches", "--all-experiments"]
+    _command([*DVC, "gc", "--quiet", "--force", *everywhere, *(["--cloud"] if cloud else [])])
+    if cloud and params.nightly.git_remote:
+        _forget_tags(params.nightly.git_remote, plan.kept)
+
+
+def _empty_trash() -> None:
+    """``mlflow gc``, which needs the store itself and not its server."""
+    import mlflow
+
+    address = mlflow.get_tracking_uri()
+    if address.startswith(("http://", "https://")):
+        Console().print(f"MLflow's server at {address} has the deleted runs in its trash: run [bold]mlflow gc[/] there.")
+        return
+    _command([*MLFLOW_GC, "--tracking-uri", address, "--backend-store-uri", address])
+
+
+def _forget_tags(remote: str, kept: Collection[str]) -> None:
+    """Delete the tags of nights on a git remote, except of those that stay."""
+    listed = _git("ls-remote", "--tags", "--refs", remote, f"refs/tags/{TAG}*").splitlines()
+    gone = [name for name in (line.split()[1] for line in listed) if name.removeprefix(f"refs/tags/{TAG}") not in kept]
+    if gone:
+        _git("push", "--quiet", remote, *(f":{name}" for name in gone))
+
+
+def _reach_remotes(params: Params) -> None:
+    """Make sure that there is a DVC remote, and learn the nights that a git remote knows of."""
+    if not _command([*DVC, "remote", "list"]):
+        raise UserError("there is no DVC remote to prune: leave --cloud out, or set one (docs/operations.md)")
+    if params.nightly.git_remote:
+        _git("fetch", "--quiet", "--tags", params.nightly.git_remote)
+
+
+def show(plan: Plan, console: Console, cloud: bool = False) -> None:
+    """Print what stays and why, and what goes."""
+    console.print("[bold]Stays[/]")
+    for night, why in sorted(plan.kept.items(), key=lambda item: _order(item[0])):
+        console.print(f"  night {night}  [dim]{why}[/]", highlight=False)
+    if not plan.kept:
+        console.print("  no night has left anything yet")
+    console.print("[bold]Goes[/]")
+    places = "DVC's cache" + (" and its remote" if cloud else "")
+    for title, names in {
+        "tags of nights": [TAG + night for night in plan.nights],
+        "versions in the registry": [f"{name} {number}" for name, number in plan.versions],
+        "runs in MLflow": [run[:8] for run in plan.runs],
+    }.items():
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        console.print(f"  {title}: {', '.join(names[:SHOWN]) or 'none'}{more}", highlight=False)
+    console.print(f"  from {places}: what no tag that stays, branch, experiment or this folder's own state needs")
+
+
+# --- tools -------------------------------------------------------------------------------------------------------------
+
+
+def _cache_bytes() -> int:
+    """The size of DVC's cache."""
+    folder, total = Path(_command([*DVC, "cache", "dir"])), 0
+    for file in folder.rglob("*") if folder.exists() else []:
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
+def _git(*arguments: str) -> str:
+    return _command(["git", *arguments])
+
+
+def _command(command: list[str]) -> str:
+    """A command's output; raises ``UserError`` with what it said where it fails."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
+    if done.returncode:
+        raise UserError(f"{' '.join(command)[:300]} failed: {(done.stderr or done.stdout).strip()[-1000:]}")
+    return done.stdout.strip()

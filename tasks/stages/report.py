@@ -1,0 +1,101 @@
+"""Figures, the table of results and the report page, from what the evaluation measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mor.data.pictures import opened, pixels
+from mor.evaluation.metrics import Evaluation
+from tasks.project import paths
+from tasks.project.runtime import task
+from tasks.reports.figures import RouterWeight
+from tasks.reports.page import Drawing, Sample, figures, pick_samples, render
+from tasks.tracking.runs import stage_run
+
+DPI = 200  # figures are 8 inches wide: twice the 800 pixels at which they are read
+SHOWN = 256  # largest side, in pixels, of a sample's image in the page
+
+
+@task
+def write_report(samples: int) -> None:
+    """Write ``reports/plots/`` and ``reports/report.html`` (``samples`` questions a suite), each whole or not at all."""
+    with stage_run("report", {"evaluation": {"samples": samples}}) as run:
+        evaluation = Evaluation.model_validate_json(paths.EVALUATION.read_bytes())
+        metrics = json.loads(paths.METRICS.read_bytes())
+        drawn = list(figures(metrics, read_rounds(paths.ROUNDS), read_weights(paths.ROUTER_WEIGHTS), evaluation.clients))
+        drawings = [(drawing, png_bytes(drawing.figure)) for drawing in drawn]
+        write_plots(paths.PLOTS, drawings, metrics["models"])
+        page = render(
+            metrics,
+            drawings,
+            {
+                suite: [Sample(base, aligned, thumbnail(paths.EVAL / base.image)) for base, aligned in replies]
+                for suite, replies in pick_samples(evaluation, samples).items()
+            },
+            clients=evaluation.clients,
+            data_card=paths.DATA_CARD.read_text(encoding="utf-8") if paths.DATA_CARD.exists() else "",
+            contact_sheet=paths.CONTACT_SHEET.read_bytes() if paths.CONTACT_SHEET.exists() else None,
+        )
+        partial = paths.REPORT.with_suffix(".partial")
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(paths.REPORT)
+        run.artifact(paths.REPORT)
+        run.artifact(paths.PLOTS)
+        run.metrics({"figures": len(drawings), "page_bytes": len(page.encode())})
+
+
+def write_plots(folder: Path, drawings: list[tuple[Drawing, bytes]], models: Mapping[str, Any]) -> None:
+    """A fresh ``folder`` with every figure as PNG, and the results table."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for drawing, png in drawings:
+        (partial / f"{drawing.name}.png").write_bytes(png)
+    with (partial / paths.PREFERENCE_CSV.name).open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["model", "measure", "suite", "value", "low", "high"])
+        for model, measures in models.items():
+            for measure, suites in measures.items():
+                table.writerows([model, measure, suite, i["value"], i["low"], i["high"]] for suite, i in suites.items())
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as PNG; the same figure gives the same bytes."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def thumbnail(path: Path) -> bytes:
+    """An image for the page as PNG: small ones as they are, large ones reduced to ``SHOWN`` pixels."""
+    buffer = BytesIO()
+    with opened(path) as image:
+        small = pixels(image)
+        small.thumbnail((SHOWN, SHOWN))
+        small.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def read_rounds(path: Path) -> list[dict[str, float]]:
+    """Rows of ``reports/rounds.csv`` as numbers; empty cells are left out."""
+    with path.open(newline="") as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def read_weights(path: Path) -> list[RouterWeight]:
+    """Rows of ``reports/router_weights.csv``."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            RouterWeight(int(row["round"]), row["category"], row["client"], float(row["weight"]))
+            for row in csv.DictReader(file)
+        ]

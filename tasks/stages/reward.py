@@ -1,0 +1,76 @@
+"""Train one client's reward model on its private pairs; runs at the client."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from mor.config import Params, Rewards, load_params
+from mor.data.schema import Preference, load_images, read_rows
+from mor.rewards.calibration import Calibration
+from mor.rewards.head import train_head
+from mor.rewards.implicit import train_implicit
+from mor.rewards.model import load_reward_model
+from mor.seeds import integer, stream
+from tasks.project import paths
+from tasks.project.checkpoints import move_in, resumable
+from tasks.project.runtime import task
+from tasks.tracking.runs import stage_run
+
+
+def split(params: Params, client: str) -> tuple[list[Preference], list[Preference]]:
+    """A client's pairs for training, and those it keeps back for calibration and the router."""
+    pairs = read_rows(paths.validated_client(client), Preference)
+    order = stream(params.seed, "split", client).permutation(len(pairs))
+    kept = max(1, round(params.rewards.validation_share * len(pairs)))
+    return [pairs[i] for i in order[kept:]], [pairs[i] for i in order[:kept]]
+
+
+def _save(fresh: Path, trained: Any, settings: Rewards, backbone: str) -> None:
+    model, head = trained if isinstance(trained, tuple) else (trained, None)
+    fresh.mkdir(parents=True, exist_ok=True)
+    (fresh / "reward.json").write_text(
+        json.dumps({"kind": settings.kind, "backbone": backbone, "floor": settings.floor}, indent=2) + "\n"
+    )
+    model.save_pretrained(str(fresh / ("adapter" if settings.lora.rank else "model")))
+    if not settings.lora.rank:
+        from mor.vlm.load import load_processor
+
+        load_processor(backbone).save_pretrained(str(fresh / "model"))
+    if head is not None:
+        save_file(head.state_dict(), fresh / "head.safetensors")
+
+
+@task
+def train_reward(client: str) -> None:
+    """Train, calibrate on the pairs kept back, and move the finished reward model into place."""
+    params = load_params(paths.PARAMS)
+    settings, backbone = params.rewards, params.clients[client].backbone
+    stage = f"reward@{client}"
+    with stage_run(stage, {"seed": params.seed, "client": client, "backbone": backbone, "rewards": settings}) as run:
+        train, kept = split(params, client)
+        root = paths.client_folder(client)
+        key = {"seed": params.seed, "backbone": backbone, "rewards": settings.model_dump()}
+        folder = resumable(stage, key, [paths.validated_client(client)])
+        seed = integer(params.seed, "reward", client)
+        run.dataset(f"{client}.preferences", paths.validated_client(client), len(train) + len(kept), "training")
+        trainer = train_implicit if settings.kind == "implicit" else train_head
+        trained = trainer(backbone, train, load_images(root, train), settings, seed=seed, checkpoints=folder / "trainer")
+        fresh = folder / "result"
+        _save(fresh, trained, settings, backbone)
+        Calibration(0.0, 1.0).save(fresh / "calibration.json")
+        model = load_reward_model(fresh)
+        images = load_images(root, kept)
+        chosen, rejected = (
+            np.array(model.score([p.prompt for p in kept], images, [getattr(p, side) for p in kept]), dtype=float)
+            for side in ("chosen", "rejected")
+        )
+        Calibration.fit(torch.from_numpy(np.concatenate([chosen, rejected]))).save(fresh / "calibration.json")
+        run.metrics({f"reward.{client}.validation_accuracy": float(np.mean(chosen > rejected))})
+        move_in(fresh, paths.reward_folder(client))
+        run.artifact(paths.reward_folder(client))

@@ -1,0 +1,43 @@
+"""Train the model zoo; its folders are committed, so this runs only when asked for."""
+
+from __future__ import annotations
+
+from mor.config import load_params
+from mor.fedvqa.zoo import train_zoo_model
+from tasks.project import paths
+from tasks.project.checkpoints import move_in, resumable
+from tasks.project.runtime import task
+from tasks.tracking.runs import stage_run
+
+
+@task
+def train_zoo() -> None:
+    """Every model of ``params.zoo`` from scratch; models already finished in an interrupted run are kept."""
+    params = load_params(paths.PARAMS)
+    settings = params.zoo
+    folder = resumable("zoo", settings.model_dump(), [])
+    with stage_run("zoo", {"zoo": settings}) as run:
+        for name, model_settings in settings.models.items():
+            fresh = folder / "done" / name
+            if not fresh.exists():
+                model, processor, accuracy = train_zoo_model(
+                    model_settings.architecture,
+                    mix=model_settings.mix,
+                    images=settings.images,
+                    vision_steps=model_settings.vision_steps,
+                    steps=model_settings.steps,
+                    schedule_steps=model_settings.schedule_steps,
+                    batch_size=settings.batch_size,
+                    learning_rate=settings.learning_rate,
+                    caption_share=settings.caption_share,
+                    seed=settings.seed,
+                    checkpoints=folder / name,
+                )
+                partial = folder / "partial"
+                model.save_pretrained(str(partial))
+                processor.save_pretrained(str(partial))
+                move_in(partial, fresh)
+                if accuracy is not None:
+                    run.metrics({f"zoo.{name}.vision_accuracy": accuracy})
+        for name in settings.models:
+            move_in(folder / "done" / name, paths.zoo_folder(name))
