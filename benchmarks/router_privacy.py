@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mor.config import load_params
-from tasks.project import paths, runtime
+from tasks.project import command_line, paths
 
 if TYPE_CHECKING:
     import torch
@@ -79,4 +79,4 @@ def measure(draws: Annotated[int, typer.Option(min=1, help="of the noise")] = 8)
 
 
 if __name__ == "__main__":
-    runtime.command(measure)
+    command_line.command(measure)

@@ -36,7 +36,8 @@ from mor.data.schema import Answer, Preference, read_rows, write_rows
 from mor.routing.router import LEARNED
 from mor.seeds import integer, stream
 from tasks.project import paths
-from tasks.project.checkpoints import move_in, resumable
+from tasks.project.checkpoints import resumable
+from tasks.project.files import move_in
 from tasks.tracking import runs as tracking
 
 WORK = Path(".benchmark")

@@ -1,6 +1,6 @@
 """Stage ``align``: GRPO rounds with the router's online refit."""
 
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def align() -> None:
@@ -11,4 +11,4 @@ def align() -> None:
 
 
 if __name__ == "__main__":
-    runtime.stage(align)
+    command_line.stage(align)

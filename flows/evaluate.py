@@ -1,6 +1,6 @@
 """Stage ``evaluate``: base against aligned, reward models, router, bytes and seconds."""
 
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def evaluate() -> None:
@@ -11,4 +11,4 @@ def evaluate() -> None:
 
 
 if __name__ == "__main__":
-    runtime.stage(evaluate)
+    command_line.stage(evaluate)

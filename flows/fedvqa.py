@@ -1,6 +1,6 @@
 """Stage ``fedvqa``: write the embedded data."""
 
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def fedvqa() -> None:
@@ -11,4 +11,4 @@ def fedvqa() -> None:
 
 
 if __name__ == "__main__":
-    runtime.stage(fedvqa)
+    command_line.stage(fedvqa)

@@ -1,6 +1,6 @@
 """Stage ``router``: fit the first router."""
 
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def router() -> None:
@@ -11,4 +11,4 @@ def router() -> None:
 
 
 if __name__ == "__main__":
-    runtime.stage(router)
+    command_line.stage(router)

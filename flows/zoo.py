@@ -1,6 +1,6 @@
 """Stage ``zoo``: train the tiny models from scratch (frozen in ``dvc.yaml``; `make zoo` thaws it)."""
 
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def zoo() -> None:
@@ -11,4 +11,4 @@ def zoo() -> None:
 
 
 if __name__ == "__main__":
-    runtime.stage(zoo)
+    command_line.stage(zoo)

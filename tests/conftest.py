@@ -14,7 +14,7 @@ for name in (
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import tasks.project.runtime  # noqa: E402, F401  telemetry off, before any library is imported
+import tasks.project.decorators  # noqa: E402, F401  telemetry off, before any library is imported
 
 LONGEST = ("test_smoke.py", "test_ingest.py", "test_guard.py")  # begin first, so that no process is left with one at the end
 

@@ -16,7 +16,6 @@ Failed       a step failed, and its error says why; the next night tries again
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -34,11 +33,13 @@ from rich.console import Console
 
 from mor.config import Params, Unavailable, UserError, load_params
 from mor.evaluation.gate import Verdict
-from mor.text import shown, told
+from mor.text import printable, public_message
 from tasks.nights import ingest
-from tasks.project import paths, runtime
-from tasks.project.dvc import DVC, StageOutcome, end_leftovers, outdated_stages, run_stage, stage_order
-from tasks.project.services import notify
+from tasks.project import decorators, paths
+from tasks.project.dvc import DVC, StageOutcome, outdated_stages, run_stage, stage_order
+from tasks.project.files import write_whole
+from tasks.project.processes import end_night_processes, hold_lock
+from tasks.project.webhook import notify
 from tasks.reports.night_page import Night, render_night
 from tasks.tracking import registry, trial
 from tasks.tracking import runs as tracking
@@ -66,22 +67,20 @@ class Course:
     verdict: Verdict | None = None
 
     def save(self) -> None:
-        draft = CURRENT.with_suffix(".partial")
-        draft.write_text(json.dumps({"night": self.night, "work": self.work, "failed": self.ending == "Failed"}))
-        draft.replace(CURRENT)
+        write_whole(CURRENT, json.dumps({"night": self.night, "work": self.work, "failed": self.ending == "Failed"}))
 
 
 def run_night(night: str | None = None) -> Course:
     """One whole night; its name is today's date unless given. Raises ``UserError`` if one is under way."""
     params = load_params(paths.PARAMS)
     with alone():
-        end_leftovers()
+        end_night_processes()
         course = begin(params, night)
         _tell(course, "Running", "")
         try:
             follow(params, course)
         except Exception as error:
-            course.ending, course.message = "Failed", told(error)
+            course.ending, course.message = "Failed", public_message(error)
             _finish(params, course)
             raise
         _finish(params, course)
@@ -92,11 +91,7 @@ def run_night(night: str | None = None) -> Course:
 def alone() -> Iterator[None]:
     """Hold the project's lock; raises ``UserError`` where another night has it."""
     paths.NIGHTS.mkdir(exist_ok=True)
-    with (paths.NIGHTS / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{lock.name}: another night is under way in this folder; wait for its end") from None
+    with hold_lock(paths.NIGHTS / "lock", "another night is under way in this folder; wait for its end"):
         yield
 
 
@@ -234,7 +229,7 @@ def step(name: str, function: Callable[..., T], *arguments: Any, retry: Params |
         delays = [retry.nightly.retry_delay * 2**n for n in range(retry.nightly.retries)]
         worth: Callable[..., bool] = lambda task, run, state: isinstance(state.result(raise_on_failure=False), Unavailable)  # noqa: E731
         options |= {"retries": len(delays), "retry_delay_seconds": delays, "retry_condition_fn": worth}
-    decorated: Callable[..., T] = runtime.task(**options)(function)
+    decorated: Callable[..., T] = decorators.task(**options)(function)
     return decorated(*arguments)
 
 
@@ -252,9 +247,9 @@ def _finish(params: Params, course: Course) -> None:
                 step("push", push, params, course.night, retry=params)
     except Exception as error:
         if course.ending != "Failed":
-            _tell(course, "Failed", told(error))
+            _tell(course, "Failed", public_message(error))
             raise
-        console.print(told(error), style="red", markup=False, highlight=False)
+        console.print(public_message(error), style="red", markup=False, highlight=False)
     _tell(course, course.ending, course.message)
     if course.ending == "Failed":
         course.save()
@@ -305,7 +300,7 @@ def _command(command: list[str], *, check: bool = True, error: type[UserError] =
         said = (done.stderr or done.stdout).strip().splitlines()
         open_ones = [line for line in said if not PRIVATE.search(line)]
         hidden = ["(what it said of clients' files is left out here; run it by hand)"] * (len(open_ones) < len(said))
-        raise error(f"{' '.join(command)} failed: {shown(chr(10).join([*open_ones, *hidden])[-1000:], None, lines=True)}")
+        raise error(f"{' '.join(command)} failed: {printable(chr(10).join([*open_ones, *hidden])[-1000:], None, lines=True)}")
     return done.stdout.strip()
 
 
@@ -366,5 +361,5 @@ def _tell(course: Course, state: str, message: str) -> None:
     colour = {"Failed": "red", "Refused": "yellow", "Held": "yellow"}.get(state, "green")
     console.print(f"Night {course.night}: {state}", style=colour, end="" if message else "\n", markup=False, highlight=False)
     if message:
-        console.print(f": {shown(message, None, lines=True)}", markup=False, highlight=False)
+        console.print(f": {printable(message, None, lines=True)}", markup=False, highlight=False)
     notify({"night": course.night, "state": state, "message": message})

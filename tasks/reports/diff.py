@@ -19,8 +19,9 @@ from rich.table import Table
 from mor.config import Params, UserError, load_params
 from mor.evaluation.metrics import Evaluation
 from mor.seeds import stream
-from mor.text import shown as printable
+from mor.text import printable
 from tasks.project import paths
+from tasks.project.files import write_whole
 from tasks.reports.diff_page import (
     TITLES,
     Change,
@@ -278,10 +279,7 @@ def write_page(difference: Difference, params: Params, runs: Sequence[Run]) -> N
         confidence=confidence,
         links=_links(runs),
     )
-    paths.DIFF_REPORT.parent.mkdir(exist_ok=True)
-    partial = paths.DIFF_REPORT.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(paths.DIFF_REPORT)
+    write_whole(paths.DIFF_REPORT, page)
 
 
 def _links(runs: Sequence[Run]) -> dict[str, str]:

@@ -31,9 +31,10 @@ from mor.seeds import integer, stream
 from mor.vlm.load import Vlm
 from mor.vlm.progress import last_checkpoint
 from tasks.project import paths
-from tasks.project.checkpoints import move_in, resumable
+from tasks.project.checkpoints import resumable
 from tasks.project.clients import connect_clients
-from tasks.project.runtime import task
+from tasks.project.decorators import task
+from tasks.project.files import move_in
 from tasks.stages.router import FINGERPRINTS, fit_and_control, public_prompts, unfitted
 from tasks.tracking.runs import StageRun, stage_run
 

@@ -18,8 +18,9 @@ from mor.rewards.implicit import train_implicit
 from mor.rewards.model import load_reward_model
 from mor.seeds import integer, stream
 from tasks.project import paths
-from tasks.project.checkpoints import move_in, resumable
-from tasks.project.runtime import task
+from tasks.project.checkpoints import resumable
+from tasks.project.decorators import task
+from tasks.project.files import move_in
 from tasks.tracking.runs import stage_run
 
 

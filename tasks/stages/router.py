@@ -24,9 +24,9 @@ from mor.routing.router import Router, StaticNetwork
 from mor.seeds import integer, stream
 from mor.vlm.load import Vlm
 from tasks.project import paths
-from tasks.project.checkpoints import move_in
 from tasks.project.clients import connect_clients
-from tasks.project.runtime import task
+from tasks.project.decorators import task
+from tasks.project.files import move_in
 from tasks.tracking.runs import stage_run
 
 console = Console(stderr=True, soft_wrap=True)

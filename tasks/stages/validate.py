@@ -22,9 +22,10 @@ from rich.markup import escape
 from mor.config import Validation
 from mor.data.checks import TEXTS, Problem, inspect, json_types, repeated_ids, shared_images
 from mor.data.schema import DataError, Preference, Prompt, Question, Row, write_rows
-from mor.text import shown
+from mor.text import printable
 from tasks.project import paths
-from tasks.project.runtime import task
+from tasks.project.decorators import task
+from tasks.project.files import fresh_folder
 from tasks.stages.data_docs import make_inert
 from tasks.tracking.runs import stage_run
 
@@ -314,7 +315,7 @@ def _show(verdict: Verdict, console: Console) -> None:
     bad, passed = len(verdict.reasons), verdict.expectations - len(verdict.faults)
     mark = "[red]✗[/]" if verdict.faults or verdict.too_small else "[green]✓[/]"
     counts = f"{len(verdict.table):>6} rows  {passed:>2}/{verdict.expectations} expectations  {bad} bad"
-    console.print(f"{mark} {escape(shown(verdict.data.name)):<24}{counts}", highlight=False, soft_wrap=True)
+    console.print(f"{mark} {escape(printable(verdict.data.name)):<24}{counts}", highlight=False, soft_wrap=True)
 
 
 def _message(problems: Sequence[str], can_quarantine: bool) -> str:
@@ -339,16 +340,14 @@ def _write_quarantine(verdicts: Sequence[Verdict]) -> None:
             file = paths.quarantined(verdict.data.file)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(quarantine_text(verdict.table, reasons), encoding="utf-8")
-            said = f"  {shown(verdict.data.name)}: {len(reasons)} bad rows set aside in {shown(file)}"
+            said = f"  {printable(verdict.data.name)}: {len(reasons)} bad rows set aside in {printable(file)}"
             Console(soft_wrap=True).print(said, highlight=False, markup=False)
 
 
 def _write_clean(verdicts: Sequence[Verdict]) -> None:
     """Write all clean rows beside ``data/validated`` and move them in at once."""
-    draft = paths.VALIDATED.with_suffix(".partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    for verdict in verdicts:
-        clean = verdict.table.loc[~verdict.table["line"].isin(list(verdict.reasons)), "text"]
-        rows = [KINDS[verdict.data.role].model_validate_json(text) for text in clean]
-        write_rows(draft / paths.validated(verdict.data.file).relative_to(paths.VALIDATED), rows)
-    draft.rename(paths.VALIDATED)
+    with fresh_folder(paths.VALIDATED) as draft:
+        for verdict in verdicts:
+            clean = verdict.table.loc[~verdict.table["line"].isin(list(verdict.reasons)), "text"]
+            rows = [KINDS[verdict.data.role].model_validate_json(text) for text in clean]
+            write_rows(draft / paths.validated(verdict.data.file).relative_to(paths.VALIDATED), rows)

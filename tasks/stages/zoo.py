@@ -5,8 +5,9 @@ from __future__ import annotations
 from mor.config import load_params
 from mor.fedvqa.zoo import train_zoo_model
 from tasks.project import paths
-from tasks.project.checkpoints import move_in, resumable
-from tasks.project.runtime import task
+from tasks.project.checkpoints import resumable
+from tasks.project.decorators import task
+from tasks.project.files import move_in
 from tasks.tracking.runs import stage_run
 
 

@@ -32,7 +32,7 @@ from pydantic import BaseModel
 
 from mor.config import load_params
 from mor.evaluation.metrics import flatten as numbers
-from mor.text import told
+from mor.text import public_message
 from tasks.project import paths
 
 if TYPE_CHECKING:
@@ -370,7 +370,7 @@ def _closing(run_id: str, flush: Callable[[], None] = lambda: None) -> Iterator[
     except BaseException as error:
         with suppress(Exception):  # the stage's own error matters more than one of the store
             flush()
-            mlflow_client().set_tag(run_id, "mor.error", told(error)[:500])
+            mlflow_client().set_tag(run_id, "mor.error", public_message(error)[:500])
             mlflow_client().set_terminated(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     mlflow_client().set_terminated(run_id, "FINISHED")

@@ -21,7 +21,7 @@ from mor.config import Params
 from mor.evaluation.gate import SERVED, Trial, Verdict, served
 from mor.evaluation.metrics import Reply
 from tasks.project import paths
-from tasks.project.dvc import OWNER_VARIABLE
+from tasks.project.processes import NIGHT_VARIABLE
 from tasks.tracking import registry
 
 QUESTIONS = 32  # that the policy is asked, of all suites together
@@ -78,7 +78,7 @@ def _in_fresh_process(job: Mapping[str, Any], seconds: float) -> tuple[dict[str,
 
     script = (registry.CODE / "trial.py").resolve()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MOR_")}  # no client's token
-    kept |= {OWNER_VARIABLE: str(Path.cwd()), "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    kept |= {NIGHT_VARIABLE: str(Path.cwd()), "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
     paths.NIGHTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, LOG.open("w") as log:
         given, result = Path(scratch) / "job.json", Path(scratch) / "result.json"

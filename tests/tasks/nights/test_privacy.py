@@ -20,8 +20,8 @@ from mor.config import ConfigError, Params, UserError
 from mor.data.schema import DataError, Preference, load_images
 from mor.federation.messages import image_bytes
 from tasks.nights import ingest, night
+from tasks.project import decorators, paths
 from tasks.project import dvc as execution
-from tasks.project import paths, runtime
 from tasks.stages import report
 from tasks.stages import validate as validation
 from tasks.tracking import runs as tracking
@@ -248,16 +248,16 @@ def test_prefect_learns_of_a_foreign_error_its_kind_and_place_and_of_ours_the_te
     def fail(error: Exception) -> None:
         raise error
 
-    with pytest.raises(runtime.Untold, match=r"^ValueError at tests/tasks/nights/test_privacy.py:\d+; ") as told:
-        runtime._discreet(fail)(ValueError(WORD))
+    with pytest.raises(decorators.WithheldError, match=r"^ValueError at tests/tasks/nights/test_privacy.py:\d+; ") as told:
+        decorators._discreet(fail)(ValueError(WORD))
     assert not found_in(str(told.value).encode())
     assert told.value.__suppress_context__
     with pytest.raises(ConfigError, match="seed: expected 0"):
-        runtime._discreet(fail)(ConfigError("seed: expected 0"))
+        decorators._discreet(fail)(ConfigError("seed: expected 0"))
 
 
 def test_a_stage_that_fails_tells_the_night_its_error_and_none_of_its_output(project: Params) -> None:
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\nfrom tasks.project.runtime import main\n"
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\nfrom tasks.project.command_line import main\n"
     say = f"    print({WORD!r})\n"
     for name, error in (
         ("ours", "__import__('mor.config').config.UserError('line 3 is bad')"),
