@@ -39,6 +39,7 @@ from tasks.project import paths
 from tasks.project.checkpoints import resumable
 from tasks.project.files import move_in
 from tasks.tracking import runs as tracking
+from tasks.tracking import store
 
 WORK = Path(".benchmark")
 RESULTS = Path("benchmarks") / "results" / "benchmark.csv"
@@ -90,7 +91,7 @@ class Place:
         run = Path("mlflow_run")  # the parent of all runs of this workspace
         if not run.exists():
             name = self.folder.relative_to(WORK).as_posix()
-            run.write_text(tracking.open_parent(f"benchmark {name}", name))
+            run.write_text(tracking.open_parent(f"benchmark {name}", self.params, name))
         os.environ[tracking.PARENT_VARIABLE] = run.read_text()
 
     @staticmethod
@@ -557,7 +558,7 @@ def compare(cells: list[Cell], jobs: int) -> list[Row]:
     there = f"{len(cells) - wanted} of {len(cells)} results are there"
     console.print(f"{there}; {len(units)} units of work to do, {jobs} at a time")
     if units:
-        tracking.prepare()
+        store.experiment()
     began = time.perf_counter()
 
     def done(unit: Unit, result: Any, left: int) -> None:

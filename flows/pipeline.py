@@ -53,7 +53,8 @@ def execute(arguments: list[str]) -> None:
     from tasks.project.dvc import StageFailed, reproduce
     from tasks.tracking import runs as tracking
 
-    parent = tracking.open_parent(f"pipeline {os.getpid()}")
+    params = load_params()
+    parent = tracking.open_parent(f"pipeline {os.getpid()}", params)
     os.environ[tracking.PARENT_VARIABLE] = parent
     try:
         reproduce(arguments)
@@ -65,7 +66,7 @@ def execute(arguments: list[str]) -> None:
         console.print("[yellow]Stopped.[/] Run again to go on from the last checkpoint.")
         tracking.close_parent(parent, "KILLED")
         raise
-    tracking.reconcile(parent)
+    tracking.reconcile(parent, params)
     tracking.close_parent(parent, "FINISHED")
 
 

@@ -16,9 +16,9 @@ BAR = 30  # characters of a weight of 1
 
 def predict(image: Annotated[Path, typer.Option()], prompt: Annotated[str, typer.Option(help="such as 'How many?'")]) -> None:
     """Print the answer, and whose opinions shaped answers to prompts of this kind."""
-    from tasks.tracking.registry import ask
+    from tasks.tracking.predicting import ask_champion
 
-    champion, answer, weights = ask(image, prompt)
+    champion, answer, weights = ask_champion(image, prompt)
     console = Console()
     console.print(printable(answer, None, lines=True), style="bold", markup=False, highlight=False)
     console.print(f"\nmor-policy version {champion.policy}, night {champion.night}; opinions that shaped it:", style="dim")

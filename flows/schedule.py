@@ -21,7 +21,7 @@ def schedule() -> None:
     """Start everything, say where it is, and wait for Ctrl-C or a SIGTERM."""
     from tasks.project import guard, processes, servers
     from tasks.project.webhook import webhook_address
-    from tasks.tracking import runs as tracking
+    from tasks.tracking import store
 
     processes.heed_signals()
     nightly = load_params().nightly
@@ -34,7 +34,7 @@ def schedule() -> None:
         os.environ.update(servers.PREFECT_SETTINGS)
         if not prefect:
             os.environ.update({"PREFECT_API_URL": f"{servers.PREFECT_UI}/api", guard.CLIENT_LOGIN: guard.login()})
-        os.environ.setdefault(tracking.ADDRESS_VARIABLE, command_line.without_login(mlflow) or servers.MLFLOW_UI)
+        os.environ.setdefault(store.ADDRESS_VARIABLE, command_line.without_login(mlflow) or servers.MLFLOW_UI)
         with processes.supervise(own):
             for service in own:
                 servers.wait_for(service)

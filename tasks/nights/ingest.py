@@ -59,7 +59,7 @@ from tasks.nights.inbox import ABSENT, CHUNK, Stray, TooLarge, copy, entries, li
 from tasks.project import paths
 from tasks.project.files import DRAFT, sync, write_whole
 from tasks.reports.drift_figure import drift_figure
-from tasks.stages.validate import DataSet, Verdict, check_delivery, inspect_set, quarantine_text, shared_tables
+from tasks.stages.validate import DataReport, DataSet, check_delivery, inspect_set, quarantine_text, shared_tables
 
 if TYPE_CHECKING:
     from mor.rewards.model import RewardModel
@@ -476,7 +476,7 @@ def _with_clashes(table: pd.DataFrame, known: Sequence[Pair], pairs: Sequence[Pa
     return table.assign(**{name: pd.Series(values, dtype=object) for name, values in columns.items()})
 
 
-def _counted(verdict: Verdict) -> list[str]:
+def _counted(verdict: DataReport) -> list[str]:
     return [f"{_rows(len(fault.lines))}: expected that {fault.claim}, got {fault.got[0]}" for fault in verdict.faults]
 
 

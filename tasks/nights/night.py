@@ -41,8 +41,11 @@ from tasks.project.files import write_whole
 from tasks.project.processes import end_night_processes, hold_lock
 from tasks.project.webhook import notify
 from tasks.reports.night_page import Night, render_night
-from tasks.tracking import registry, trial
+from tasks.tracking import registry, store, trial
 from tasks.tracking import runs as tracking
+from tasks.tracking.judging import judge_candidate
+from tasks.tracking.open_run import StageRun
+from tasks.tracking.packaging import register
 
 T = TypeVar("T")
 Ending = Literal["Unchanged", "Held", "Promoted", "Refused"]
@@ -108,20 +111,20 @@ def begin(params: Params, night: str | None) -> Course:
 
 def follow(params: Params, course: Course) -> None:
     """The steps, in order."""
-    step("settle", registry.settle)
+    step("settle", registry.restore_aliases)
     course.deliveries = [found.shared(params.clients) for found in step("ingest", ingest.ingest, params, course.night)]
     step("version", version_clients, params)
     held = [f"{d.client}: {d.name}: {'; '.join(d.reasons)}" for d in course.deliveries if d.state == "held"]
     if not course.work:
         stale = outdated_stages()
         taken = any(delivery.state == "merged" and delivery.accepted for delivery in course.deliveries)
-        course.work = stale != [] or taken or not registry.is_judged(params)
+        course.work = stale != [] or taken or not registry.is_judged(params.gate)
         course.save()
     if not course.work:
         course.ending = "Held" if held else "Unchanged"
         course.message = "\n".join(held) or _quiet(course)
         return
-    os.environ[tracking.PARENT_VARIABLE] = run_id = _run_of(course)
+    os.environ[tracking.PARENT_VARIABLE] = run_id = _run_of(course, params)
     try:
         _train(params, course, run_id)
     finally:
@@ -129,21 +132,21 @@ def follow(params: Params, course: Course) -> None:
     course.message = "\n".join(filter(None, [course.message, *(f"held: {text}" for text in held)]))
 
 
-def _run_of(course: Course) -> str:
+def _run_of(course: Course, params: Params) -> str:
     """The night's MLflow run, made when first asked for."""
     execution = f"night {course.night}"
-    return tracking.find_parent(execution) or tracking.open_parent(execution, execution, {"mor.night": course.night})
+    return tracking.find_parent(execution) or tracking.open_parent(execution, params, execution, {"mor.night": course.night})
 
 
 def _train(params: Params, course: Course, run_id: str) -> None:
     """Stages, registry and gate, all recorded below the night's MLflow run."""
     for stage in stage_order():
         course.stages.append(_stage_step(params, stage, run_id))
-    step("record", tracking.reconcile, run_id)
-    candidate = step("register", registry.register, course.night, run_id, params)
-    verdict = step("gate", registry.judge_candidate, candidate, params)
-    verdict = step("try", trial.try_candidate, candidate, verdict, params)
-    step("promote", registry.promote, candidate, verdict, params)
+    step("record", tracking.reconcile, run_id, params)
+    candidate = step("register", register, course.night, run_id, params)
+    verdict = step("gate", judge_candidate, candidate, params)
+    verdict = step("try", trial.try_candidate, candidate, verdict, params.gate)
+    step("promote", registry.promote, candidate, verdict, params.gate)
     course.verdict = verdict
     course.ending = "Promoted" if verdict.passed else "Refused"
     course.message = "" if verdict.passed else "; ".join(verdict.reasons)
@@ -240,7 +243,7 @@ def _finish(params: Params, course: Course) -> None:
     """Write the page, commit and push what the night has made, tell how it ended; then it is over."""
     try:
         if course.work or course.deliveries:
-            step("report", write_night, course)
+            step("report", write_night, params, course)
         if course.ending != "Failed" and (course.work or course.deliveries):
             step("keep", keep, course)
             if params.nightly.push:
@@ -304,7 +307,7 @@ def _command(command: list[str], *, check: bool = True, error: type[UserError] =
     return done.stdout.strip()
 
 
-def write_night(course: Course) -> None:
+def write_night(params: Params, course: Course) -> None:
     """``reports/night.json`` and ``reports/night.html``, also kept in the night's MLflow run."""
     described = Night(
         night=course.night, ending=course.ending, message=course.message,
@@ -316,11 +319,11 @@ def write_night(course: Course) -> None:
     paths.NIGHT.parent.mkdir(exist_ok=True)
     paths.NIGHT.write_text(described.model_dump_json(indent=1) + "\n")
     paths.NIGHT_REPORT.write_text(render_night(described, ingest.drift_picture(course.deliveries)), encoding="utf-8")
-    run_id = _run_of(course)
-    run = tracking.StageRun(run_id, run_id, "night")
+    run_id = _run_of(course, params)
+    run = StageRun(run_id, run_id, "night")
     run.headline(_figures(course))
     tags = {"mor.ended": course.ending, "mor.message": course.message[:500]}
-    tracking.keep_files(run_id, [paths.NIGHT, paths.NIGHT_REPORT], tags)
+    store.keep_files(run_id, [paths.NIGHT, paths.NIGHT_REPORT], tags)
     tracking.close_parent(run_id, "FAILED" if course.ending == "Failed" else "FINISHED")
 
 

@@ -36,7 +36,8 @@ from tasks.project.clients import connect_clients
 from tasks.project.decorators import task
 from tasks.project.files import move_in
 from tasks.stages.router import FINGERPRINTS, fit_and_control, public_prompts, unfitted
-from tasks.tracking.runs import StageRun, stage_run
+from tasks.tracking.open_run import StageRun
+from tasks.tracking.runs import stage_run
 
 console = Console(stderr=True)
 CURVES = {  # TRL's own "reward" is left out: it averages to 0 wherever groups are standardised

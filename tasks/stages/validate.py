@@ -62,7 +62,7 @@ class DataSet:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DataReport:
     """What was found in one data set."""
 
     data: DataSet
@@ -106,7 +106,7 @@ def validate_data(clients: Sequence[str], settings: Validation) -> None:
         settle(verdicts, missing, settings)
 
 
-def check(clients: Sequence[str], settings: Validation) -> tuple[list[Verdict], list[str]]:
+def check(clients: Sequence[str], settings: Validation) -> tuple[list[DataReport], list[str]]:
     """Run every suite and build Data Docs; returns the verdicts, and the problems of sets that cannot be read at all."""
     sets, missing = find_sets(clients)
     tables: dict[DataSet, pd.DataFrame] = {}
@@ -136,7 +136,9 @@ def shared_tables(settings: Validation) -> dict[DataSet, pd.DataFrame]:
     return {data: inspect_set(data, settings) for data in sets}
 
 
-def check_delivery(data: DataSet, table: pd.DataFrame, shared: Mapping[DataSet, pd.DataFrame], settings: Validation) -> Verdict:
+def check_delivery(
+    data: DataSet, table: pd.DataFrame, shared: Mapping[DataSet, pd.DataFrame], settings: Validation
+) -> DataReport:
     """Judge rows that are to be added to a client's; nothing is written.
 
     Beside the columns of ``mor.data.checks``, ``table`` has ``id_taken``: where the client has that id already, else null.
@@ -172,7 +174,7 @@ def find_sets(clients: Sequence[str]) -> tuple[list[DataSet], list[str]]:
     return sets, [] if suites else [f"eval: {paths.EVAL}: no evaluation suite; {fix}"]
 
 
-def settle(verdicts: Sequence[Verdict], missing: Sequence[str], settings: Validation) -> None:
+def settle(verdicts: Sequence[DataReport], missing: Sequence[str], settings: Validation) -> None:
     """Write clean and quarantined rows, or raise ``DataError`` with all problems. Results of earlier runs are removed."""
     quarantine = settings.on_bad_rows == "quarantine"
     shutil.rmtree(paths.VALIDATED, ignore_errors=True)
@@ -259,7 +261,7 @@ def _picture_rules(root: Path, settings: Validation) -> Iterator[ColumnMapExpect
         yield _expect("Between", f"image_{side}", claim, fix, min_value=low, max_value=high)
 
 
-def _run_suites(tables: Mapping[DataSet, pd.DataFrame], settings: Validation) -> list[Verdict]:
+def _run_suites(tables: Mapping[DataSet, pd.DataFrame], settings: Validation) -> list[DataReport]:
     """Let Great Expectations validate every table and build the Data Docs of this run alone."""
     import great_expectations as gx
 
@@ -282,7 +284,7 @@ def _run_suites(tables: Mapping[DataSet, pd.DataFrame], settings: Validation) ->
     return verdicts
 
 
-def _run_suite(context: Any, source: Any, data: DataSet, table: pd.DataFrame, settings: Validation) -> Verdict:
+def _run_suite(context: Any, source: Any, data: DataSet, table: pd.DataFrame, settings: Validation) -> DataReport:
     """Let Great Expectations validate one table in ``context``."""
     import great_expectations as gx
 
@@ -292,7 +294,7 @@ def _run_suite(context: Any, source: Any, data: DataSet, table: pd.DataFrame, se
     # Data Docs show what is wrong, not what people wrote
     frame = table.drop(columns=["text", "id"]).assign(id_repeated=pd.Series(repeated_ids(table), table.index, dtype=object))
     result = definition.run(batch_parameters={"dataframe": frame}, result_format=RESULTS)
-    return Verdict(data, table, len(suite.expectations), _faults(data, result))
+    return DataReport(data, table, len(suite.expectations), _faults(data, result))
 
 
 def _faults(data: DataSet, result: ExpectationSuiteValidationResult) -> list[Problem]:
@@ -311,7 +313,7 @@ def _faults(data: DataSet, result: ExpectationSuiteValidationResult) -> list[Pro
     return faults
 
 
-def _show(verdict: Verdict, console: Console) -> None:
+def _show(verdict: DataReport, console: Console) -> None:
     bad, passed = len(verdict.reasons), verdict.expectations - len(verdict.faults)
     mark = "[red]✗[/]" if verdict.faults or verdict.too_small else "[green]✓[/]"
     counts = f"{len(verdict.table):>6} rows  {passed:>2}/{verdict.expectations} expectations  {bad} bad"
@@ -333,7 +335,7 @@ def quarantine_text(table: pd.DataFrame, reasons: Mapping[int, list[str]]) -> st
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _write_quarantine(verdicts: Sequence[Verdict]) -> None:
+def _write_quarantine(verdicts: Sequence[DataReport]) -> None:
     """Write the bad rows of every set with their reasons."""
     for verdict in verdicts:
         if reasons := verdict.reasons:
@@ -344,7 +346,7 @@ def _write_quarantine(verdicts: Sequence[Verdict]) -> None:
             Console(soft_wrap=True).print(said, highlight=False, markup=False)
 
 
-def _write_clean(verdicts: Sequence[Verdict]) -> None:
+def _write_clean(verdicts: Sequence[DataReport]) -> None:
     """Write all clean rows beside ``data/validated`` and move them in at once."""
     with fresh_folder(paths.VALIDATED) as draft:
         for verdict in verdicts:

@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / ".prefect").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
