@@ -33,11 +33,13 @@ from benchmarks.results import DEFAULT, SEARCH, Results, Row, pack_hits, read_re
 from benchmarks.tables import console_tables
 from mor.config import Params, UserError, load_params, parse_params
 from mor.data.schema import Answer, Preference, read_rows, write_rows
+from mor.files import move_in
 from mor.routing.router import LEARNED
 from mor.seeds import integer, stream
 from tasks.project import paths
-from tasks.project.checkpoints import move_in, resumable
+from tasks.project.checkpoints import resumable
 from tasks.tracking import runs as tracking
+from tasks.tracking import store
 
 WORK = Path(".benchmark")
 RESULTS = Path("benchmarks") / "results" / "benchmark.csv"
@@ -89,7 +91,7 @@ class Place:
         run = Path("mlflow_run")  # the parent of all runs of this workspace
         if not run.exists():
             name = self.folder.relative_to(WORK).as_posix()
-            run.write_text(tracking.open_parent(f"benchmark {name}", name))
+            run.write_text(tracking.open_parent(f"benchmark {name}", self.params, name))
         os.environ[tracking.PARENT_VARIABLE] = run.read_text()
 
     @staticmethod
@@ -557,7 +559,7 @@ def compare(cells: list[Cell], jobs: int) -> list[Row]:
     there = f"{len(cells) - wanted} of {len(cells)} results are there"
     console.print(f"{there}; {len(units)} units of work to do, {jobs} at a time")
     if units:
-        tracking.prepare()
+        store.experiment()
     began = time.perf_counter()
 
     def done(unit: Unit, result: Any, left: int) -> None:

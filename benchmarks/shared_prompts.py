@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mor.config import load_params
-from tasks.project import runtime
+from tasks.project import command_line
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -70,4 +70,4 @@ def measure(steps: Annotated[int, typer.Option(min=1, help="of each training")] 
 
 
 if __name__ == "__main__":
-    runtime.command(measure)
+    command_line.command(measure)

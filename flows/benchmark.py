@@ -14,7 +14,7 @@ import typer
 
 from benchmarks.catalogue import headline, methods, settings
 from mor.config import ConfigError, Params, load_params
-from tasks.project import paths, runtime
+from tasks.project import command_line, paths
 
 if TYPE_CHECKING:
     from benchmarks.run import Cell
@@ -92,4 +92,4 @@ def names() -> str:
 
 
 if __name__ == "__main__":
-    runtime.command(benchmark, spread(sys.argv[1:]), epilog=names())
+    command_line.command(benchmark, spread(sys.argv[1:]), epilog=names())

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mor.config import UserError
-from tasks.project import runtime
+from tasks.project import command_line
 
 console = Console()
 console.width = max(console.width, 110)  # the table's
@@ -26,7 +26,7 @@ def series(folder: Path, kills: int, seconds: dict[str, float], seed: int) -> di
     The kills are spread over the nights in proportion to ``seconds``, at moments drawn from ``seed``.
     """
     from tasks.nights import demo
-    from tasks.project.dvc import prefect_server
+    from tasks.project.servers import temporary_prefect
 
     console.print(f"[bold]{folder}[/]: a fresh project")
     demo.make_project(folder)
@@ -36,7 +36,7 @@ def series(folder: Path, kills: int, seconds: dict[str, float], seed: int) -> di
     taken, wrong, struck, home = {}, [], 0, Path.cwd()
     os.chdir(folder)  # the server's history belongs to the project
     try:
-        with prefect_server() as address:
+        with temporary_prefect() as address:
             if address is None:
                 raise UserError(f"{folder}/.prefect/server.log: the Prefect server did not start")
             for act in demo.ACTS:
@@ -93,4 +93,4 @@ def nights(
 
 
 if __name__ == "__main__":
-    runtime.command(nights)
+    command_line.command(nights)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def prune(
@@ -20,4 +20,4 @@ def prune(
 
 
 if __name__ == "__main__":
-    runtime.command(prune)
+    command_line.command(prune)
