@@ -23,7 +23,7 @@ from mor.alignment.mixed_reward import MixedReward
 from mor.alignment.mixtures import MIXTURES
 from mor.alignment.refit import Refit, next_router
 from mor.data.public import PublicPrompt
-from mor.server.ledger import Ledger
+from mor.federation.ledger import Ledger
 from mor.federation.local import LocalClient
 from mor.federation.quorum import ask
 from mor.federation.remote import RemoteClient
