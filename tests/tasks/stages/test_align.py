@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from benchmarks.run import changed as with_changes
+from benchmarks.settings import with_changes
 from mor.alignment.grpo import Refit
 from mor.config import load_params
 from mor.federation import messages as m

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.run import changed
+from benchmarks.settings import with_changes
 from mor.config import ConfigError, Unavailable, UserError, load_params
 from mor.data.schema import Preference, Prompt
 from mor.federation import messages as m
@@ -22,7 +22,7 @@ from tasks.stages import router as routing
 from tasks.stages.router import fit_and_control
 from tests.mor.alignment.test_mixed_reward import BOUNDARY, TableReward
 
-PARAMS = changed(
+PARAMS = with_changes(
     load_params(Path(__file__).parents[3] / "params.yaml"),
     {"router.control": 0, "router.components": 4, "clients": {name: {"backbone": "models/zoo/llava"} for name in "xyz"}},
 )
@@ -72,7 +72,7 @@ def client(name: str, k: int, *, good: float = 1.0, shares: int = 0, seen: list[
 
 
 def fit(clients: list[RemoteClient], **changes: Any) -> Any:
-    params = changed(PARAMS, {name.replace("__", "."): value for name, value in changes.items()})
+    params = with_changes(PARAMS, {name.replace("__", "."): value for name, value in changes.items()})
     return fit_and_control(params, clients, Base(), PUBLIC)  # type: ignore[arg-type]
 
 
@@ -145,7 +145,7 @@ def test_where_nobody_shares_pairs_the_preferences_router_says_so() -> None:
 def test_who_does_not_answer_the_control_questions_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     features = with_control_questions(monkeypatch)
     evasive = without_scores(client("y", 1))
-    params = changed(PARAMS, {"router.control": 8})
+    params = with_changes(PARAMS, {"router.control": 8})
     router, said = fit_and_control(params, [client("x", 0), evasive, client("z", 2)], Base(), features)  # type: ignore[arg-type]
     assert (router.excluded, router.absent) == (["y"], [])
     assert router.weights(CENTRES)[:, 1].max() == 0
@@ -164,11 +164,11 @@ def test_who_fails_is_not_believed_because_the_one_that_would_pass_is_away(monke
             else told(data)
         )
     with pytest.raises(QuorumError, match=r"nobody who answers the control questions passes them \(x, y\), and z"):
-        fit_and_control(changed(PARAMS, {"router.control": 8}), [*liars, honest], Base(), features)  # type: ignore[arg-type]
+        fit_and_control(with_changes(PARAMS, {"router.control": 8}), [*liars, honest], Base(), features)  # type: ignore[arg-type]
 
 
 def test_an_id_that_a_client_does_not_have_cannot_be_shared() -> None:
-    params = changed(PARAMS, {"clients.x.shared_anchors": ["p1", "patient 4711"]})
+    params = with_changes(PARAMS, {"clients.x.shared_anchors": ["p1", "patient 4711"]})
     with pytest.raises(ConfigError, match=r"clients.x.shared_anchors: 1 of its ids"):
         shared_anchors(params, "x", PAIRS)
 
