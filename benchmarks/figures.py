@@ -199,6 +199,9 @@ def _number(axis: Axes, marked: Sequence[Point], lines: Sequence[Point]) -> None
             if spot[0] > 0 and not any(abs(spot[0] - a) < 0.9 * STEP and abs(spot[1] - b) < 0.04 for a, b in taken)
         )
         taken.append(spot)
+        if abs(spot[0] - x) > 1.5 * STEP:  # not beside its dot: a line leads there
+            end = spot[0] - 0.4 * np.sign(spot[0] - x) * STEP
+            axis.plot([x, end], [y, y], transform=axis.transAxes, color=point.colour, linewidth=0.6, alpha=0.6, zorder=0)
         axis.text(
             *spot, str(point.number), transform=axis.transAxes, ha="center", va="center", fontsize=7.5, weight="bold",
             color=mix(point.colour, INK, 0.35), in_layout=False,
