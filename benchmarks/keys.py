@@ -39,15 +39,20 @@ def _as_committed(name: str) -> str:
     return _NAMED_BEFORE.get(section, section) + dot + rest
 
 
-@cache
 def weights_digest(model: str) -> str:
     """What tells a model folder's weights from others under the same name; of nothing for a hub id, which names its own.
 
     Committed rows of the benchmark were keyed with it: the first 8 digits of SHA-256 over names and bytes of the files.
     """
+    return folder_digest(Path(model).absolute())
+
+
+@cache
+def folder_digest(folder: Path) -> str:
+    """The digest of the model in ``folder``, an absolute path; read once a process."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in Path(model).rglob("*") if p.suffix in {".json", ".safetensors"}):
-        digest.update(path.relative_to(model).as_posix().encode() + path.read_bytes())
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors"}):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:8]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.catalogue import recipes
-from benchmarks.keys import weights_digest
 from benchmarks.plan import Case, plan_case, up_to_date
 from benchmarks.results import Measurement, read_results
 from benchmarks.run import RESULTS
@@ -23,11 +22,9 @@ PUBLISHED = read_results(ROOT / RESULTS)
 
 @pytest.fixture(scope="module")
 def kept() -> Iterator[list[Measurement]]:
-    weights_digest.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         yield up_to_date(PARAMS, PUBLISHED)
-    weights_digest.cache_clear()
 
 
 def test_published_results_are_those_of_the_present_settings_but_for_learned_routers(kept: list[Measurement]) -> None:
