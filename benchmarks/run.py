@@ -25,6 +25,7 @@ from benchmarks.tables import console_tables
 from benchmarks.workspace import LOG, ROOT
 from mor.config import Params, UserError
 from tasks.project import paths
+from tasks.tracking import store
 
 RESULTS = Path("benchmarks") / "results" / "benchmark.csv"
 EXPERIMENT = "mor-benchmark"

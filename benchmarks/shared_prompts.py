@@ -66,8 +66,6 @@ def measure_speed(steps: Annotated[int, typer.Option(min=1, help="of each traini
     prompts = [PublicPrompt(str(i), q.prompt, Image.fromarray(q.image), None, np.ones(1)) for i, q in enumerate(questions)]
     trainers = (GRPOTrainer, SharedPromptTrainer)
     (before, theirs), (after, ours) = (timed_training(params, trainer, prompts, steps) for trainer in trainers)
-        timed_training(params, trainer, prompts, steps) for trainer in (GRPOTrainer, SharedPromptTrainer)
-    )
     difference = max(float((theirs[name] - ours[name]).abs().max()) for name in ours)
     print(f"TRL {before:.1f} s, shared prompts {after:.1f} s: {before / after:.2f} times as fast")
     print(f"largest difference between the adapters {difference:.1e}")
