@@ -1,22 +1,19 @@
 """The benchmark's report: figures as PNG, and one HTML page with every figure and table inside it.
 
-``figures`` draws what was measured and leaves out the rest; ``write_comparison`` writes the files. The look, and the style
-sheet, are those of ``tasks.reports.figures`` and of the run's own report.
+``figures`` draws what was measured and leaves out the rest; ``write_comparison`` writes the files. The look is that of
+every other page and figure (``tasks.reports``).
 """
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -46,10 +43,12 @@ from benchmarks.results import (
 )
 from benchmarks.tables import Claim, claims, tables
 from mor.evaluation.statistics import Interval
-from tasks.reports.figures import BLANK, INK, PALETTE, QUIET, in_bytes, mix, panels, styled, words
-from tasks.reports.page import Drawing
+from mor.text import words
+from tasks.reports.html import render_page, write_page
+from tasks.reports.images import figure_png
+from tasks.reports.plotting import BLANK, INK, PALETTE, QUIET, Drawing, blend, panels, styled
+from tasks.reports.units import in_bytes
 
-DPI = 200  # figures are 8 inches wide: twice the 800 pixels at which they are read
 DARK = tuple(PALETTE[i] for i in (0, 2, 1, 7, 5, 6, 8))  # dark enough for a small dot
 COLOURS = {
     MOR: PALETTE[0], MIXTURES: PALETTE[1], SINGLES: PALETTE[7], AVERAGING_A: PALETTE[2], AVERAGING_B: PALETTE[5],
@@ -91,31 +90,19 @@ def write_comparison(
     folder.mkdir(parents=True, exist_ok=True)
     drawings = []
     for drawing in figures(results, changes or {}):
-        path = folder / f"{drawing.name}.png"
-        drawing.figure.savefig(path, dpi=DPI, metadata={"Software": None})  # the same figure gives the same bytes
-        drawings.append((drawing, path.read_bytes()))
-    html.parent.mkdir(parents=True, exist_ok=True)
-    partial = html.with_suffix(".partial")
-    partial.write_text(render(results, drawings, weak), encoding="utf-8")
-    partial.replace(html)
+        drawings.append((drawing, figure_png(drawing.figure)))
+        (folder / f"{drawing.name}.png").write_bytes(drawings[-1][1])
+    write_page(html, render(results, drawings, weak))
     return results
 
 
 def render(results: Results, drawings: Sequence[tuple[Drawing, bytes]], weak: Collection[str] = ()) -> str:
     """The page; ``drawings`` come with their PNGs."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters: dict[str, Callable[..., Any]] = {
-        "inline": lambda png: Markup("data:image/png;base64,") + b64encode(png).decode(),
-        "words": words,
-    }
-    environment.filters |= filters
-    style, _, _ = loader.get_source(environment, "report.html.j2")[0].partition("<style>")[2].partition("</style>")
     asked = [arm for setting in results.settings() for arm in results.arms(setting)]
     ordered = map(described, sorted({method for _, method, _ in asked} | {row.method for row in results.rows}, key=place))
     present = {row.setting for row in results.rows}
-    return environment.get_template("comparison.html.j2").render(
-        style=Markup(style),
+    return render_page(
+        Path(__file__).with_name("report.html.j2"),
         tiles=tiles(results, claims(results, weak)),
         tables=tables(results, weak),
         drawings={drawing.name: (drawing, png) for drawing, png in drawings},
@@ -213,7 +200,7 @@ def _value(results: Results, arm: Arm, quantity: str) -> float:
 
 
 def _bar(axis: Axes, interval: Interval, y: float, colour: str) -> None:
-    axis.barh(y, interval.value, height=0.66, color=mix(colour, "white", 0.45))
+    axis.barh(y, interval.value, height=0.66, color=blend(colour, "white", 0.45))
     axis.plot([interval.low, interval.high], [y, y], color=INK, linewidth=1.2, solid_capstyle="butt")
     near: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 7.5, "bbox": BLANK}
     axis.annotate(f"{interval.value:.2f}", (max(interval.high, interval.value), y), (4, -0.5), **near)
@@ -295,7 +282,7 @@ def place_labels(axis: Axes, marked: Sequence[Point], lines: Sequence[Point] = (
     for point in (*lines, *sorted(marked, key=lambda point: (-crowd(point), point.y.value))):
         text = axis.annotate(
             point.label, (point.x, point.y.value), (0, 0), textcoords="offset points", ha="center", va="center", fontsize=8,
-            color=mix(point.colour, INK, 0.35), weight="bold" if point.colour == COLOURS[MOR] else "normal", in_layout=False,
+            color=blend(point.colour, INK, 0.35), weight="bold" if point.colour == COLOURS[MOR] else "normal", in_layout=False,
         )  # fmt: skip
         half = np.array(text.get_window_extent().size) / 2
         room = [

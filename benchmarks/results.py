@@ -31,10 +31,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mor.evaluation.metrics import HELD_OUT, MEASURES
+from mor.config import HELD_OUT, SUMMARIES
+from mor.evaluation.metrics import MEASURES
 from mor.evaluation.statistics import Estimate, Interval
 from mor.seeds import stream
-from tasks.reports.figures import SUMMARIES, words
+from mor.text import words
 
 DEFAULT, SEARCH, SINGLE, SINGLE_BEST = "default", "search", "single_", "single_best"
 RESAMPLES, CONFIDENCE = 2000, 0.95

@@ -29,9 +29,10 @@ from benchmarks.results import (
     Results,
     described,
 )
-from mor.evaluation.metrics import HELD_OUT
+from mor.config import HELD_OUT
 from mor.evaluation.statistics import Estimate, Interval
-from tasks.reports.figures import in_bytes, in_time, words
+from mor.text import words
+from tasks.reports.units import in_bytes, in_time
 
 MISSING = "not measured"
 

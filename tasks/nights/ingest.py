@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -58,6 +57,7 @@ from mor.text import shown, told
 from tasks.nights.inbox import ABSENT, CHUNK, Stray, TooLarge, copy, entries, lines, opened, remove
 from tasks.project import paths
 from tasks.reports.drift_figure import drift_figure
+from tasks.reports.images import figure_png
 from tasks.stages.validate import DataSet, Verdict, check_delivery, inspect_set, quarantine_text, shared_tables
 
 if TYPE_CHECKING:
@@ -231,9 +231,7 @@ def drift_picture(found: Sequence[Delivery]) -> bytes | None:
     judged = {f"{d.client}: {d.digest[:8]}: {d.decision}": d.drift for d in found if d.drift and d.state != "empty"}
     if not judged:
         return None
-    buffer = io.BytesIO()
-    drift_figure(judged).savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+    return figure_png(drift_figure(judged), dpi=150)
 
 
 # --- taking in -----------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from rich.console import Console
 from mor.config import Params, UserError, load_params
 from tasks.project import paths
 from tasks.project.dvc import DVC
-from tasks.reports.figures import in_bytes
+from tasks.reports.units import in_bytes
 from tasks.tracking import runs as tracking
 
 if TYPE_CHECKING:

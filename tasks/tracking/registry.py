@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mor.config import Params, UserError
+from mor.config import HELD_OUT, Params, UserError
 from mor.evaluation.gate import BASE, BASELINE, CHAMPION, Check, Other, Verdict, judge, same_baseline
-from mor.evaluation.metrics import HELD_OUT, Evaluation, Reply
+from mor.evaluation.metrics import Evaluation, Reply
 from mor.seeds import stream
 from tasks.project import paths
 from tasks.tracking.runs import digest, mlflow_client

@@ -17,12 +17,12 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from mor.config import ConfigError, Params, UserError
+from mor.data.pictures import png_bytes
 from mor.data.schema import DataError, Preference, load_images
-from mor.federation.messages import image_bytes
 from tasks.nights import ingest, night
 from tasks.project import dvc as execution
 from tasks.project import paths, runtime
-from tasks.stages import report
+from tasks.reports.images import thumbnail
 from tasks.stages import validate as validation
 from tasks.tracking import runs as tracking
 from tests.tasks.nights.test_ingest import (
@@ -237,7 +237,7 @@ def test_a_picture_that_is_shown_or_sent_is_its_pixels_alone(params: Params, suf
     speaking_picture(paths.EVAL / name, 5)
     assert found_in((paths.EVAL / name).read_bytes())
     row = Preference.model_validate(pair(5, image=name))
-    for shown in (image_bytes(load_images(paths.EVAL, [row])[0]), report.thumbnail(paths.EVAL / name)):
+    for shown in (png_bytes(load_images(paths.EVAL, [row])[0]), thumbnail(paths.EVAL / name)):
         with Image.open(BytesIO(shown)) as image:
             image.load()
             assert image.info == {}  # a colour profile would be there, packed so that the word is not seen
