@@ -35,7 +35,8 @@ def routed(
     import numpy as np
     import torch
 
-    from mor.routing.means import basis, clipped, nearest_mean, released
+    from mor.federation.private_mean import clipped, released
+    from mor.routing.means import basis, nearest_mean
 
     mean, projection = basis(public, components)
     rng = np.random.default_rng(draw)
@@ -51,19 +52,18 @@ def measure(draws: Annotated[int, typer.Option(min=1, help="of the noise")] = 8)
     import numpy as np
 
     from mor.data.schema import load_images
+    from mor.federation.federation import prompt_features
     from mor.vlm.load import Vlm
+    from tasks.project.clients import pairs_of, public_prompts
     from tasks.stages.evaluate import read_suites
-    from tasks.stages.reward import split
-    from tasks.stages.router import public_prompts
 
     params = load_params(paths.PARAMS)
     base = Vlm.load(params.base, params.evaluation.batch_size)
-    rows, images = public_prompts()
-    public = base.prompt_states([row.prompt for row in rows], images)
+    public = prompt_features(base, public_prompts())
     counts, own, asked = (300, 30), [], []
     for client, suite in read_suites(params.clients).items():
         if client in params.clients:
-            trained, kept = split(params, client)
+            trained, kept = pairs_of(params, client)
             told = [*kept, *trained][: max(counts)]
             own.append(base.prompt_states([row.prompt for row in told], load_images(paths.client_folder(client), told)))
             asked.append(base.prompt_states([row.prompt for row in suite], load_images(paths.EVAL, suite)))

@@ -1,5 +1,6 @@
 """Stage ``align``: GRPO rounds with the router's online refit."""
 
+from mor.config import load_params
 from tasks.project import runtime
 
 
@@ -7,7 +8,7 @@ def align() -> None:
     """GRPO rounds with the router refitted after each."""
     from tasks.stages.align import align_policy
 
-    align_policy()
+    align_policy(load_params())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Stage ``evaluate``: base against aligned, reward models, router, bytes and seconds."""
 
+from mor.config import load_params
 from tasks.project import runtime
 
 
@@ -7,7 +8,7 @@ def evaluate() -> None:
     """Measure base and aligned policy on held-out data."""
     from tasks.stages.evaluate import evaluate_models
 
-    evaluate_models()
+    evaluate_models(load_params())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Stage ``reward@<client>``: train one client's reward model."""
 
+from mor.config import load_params
 from tasks.project import runtime
 
 
@@ -8,7 +9,7 @@ def reward(client: str) -> None:
     runtime.known_client(client)
     from tasks.stages.reward import train_reward
 
-    train_reward(client)
+    train_reward(load_params(), client)
 
 
 if __name__ == "__main__":

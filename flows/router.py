@@ -1,5 +1,6 @@
 """Stage ``router``: fit the first router."""
 
+from mor.config import load_params
 from tasks.project import runtime
 
 
@@ -7,7 +8,7 @@ def router() -> None:
     """Fit the first router."""
     from tasks.stages.router import fit_router
 
-    fit_router()
+    fit_router(load_params())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Stage ``zoo``: train the tiny models from scratch (frozen in ``dvc.yaml``; `make zoo` thaws it)."""
 
+from mor.config import load_params
 from tasks.project import runtime
 
 
@@ -7,7 +8,7 @@ def zoo() -> None:
     """Train every model of the zoo."""
     from tasks.stages.zoo import train_zoo
 
-    train_zoo()
+    train_zoo(load_params().zoo)
 
 
 if __name__ == "__main__":

@@ -362,9 +362,9 @@ class Intake:
 
     def _kept_back(self, client: str) -> list[Preference]:
         """Pairs that the client's reward model was not trained on."""
-        from tasks.stages.reward import split  # imports torch
+        from tasks.project.clients import pairs_of  # imports torch
 
-        return split(self.params, client)[1]
+        return pairs_of(self.params, client)[1]
 
 
 def last_reward_model(client: str) -> RewardModel | None:

@@ -16,7 +16,6 @@ from mlflow import MlflowClient
 from peft import get_peft_model
 from PIL import Image
 
-from mor.alignment.grpo import load_policy
 from mor.config import Params, UserError, load_params
 from mor.data.schema import Question, write_rows
 from mor.evaluation.gate import SERVED, Check, Verdict
@@ -24,6 +23,7 @@ from mor.rewards.calibration import Calibration
 from mor.rewards.implicit import lora_config
 from mor.routing.router import Router
 from mor.vlm.load import load_model
+from mor.vlm.lora import load_policy
 from tasks.project import paths
 from tasks.tracking import registry, trial
 from tasks.tracking import runs as tracking
