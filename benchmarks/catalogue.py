@@ -189,7 +189,7 @@ def find_method(name: str) -> Method:
     """Any method by name: a single client's is made from the client's name, one not known here has its name alone."""
     if name in METHODS:
         return METHODS[name]
-    from tasks.reports.figures import words  # draws, which takes long to import and no command line needs
+    from mor.text import words  # draws, which takes long to import and no command line needs
 
     if name.startswith(SINGLE):
         client = name.removeprefix(SINGLE)

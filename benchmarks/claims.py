@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from benchmarks.catalogue import AVERAGING_A, AVERAGING_B, DEFAULT, METHODS, MOR, find_method
 from benchmarks.results import CONFIDENCE, MEAN, WORST, Entry, Results
-from mor.evaluation.metrics import HELD_OUT
+from mor.config import HELD_OUT
 from mor.evaluation.statistics import Estimate, Interval
-from tasks.reports.figures import words
+from mor.text import words
 
 MISSING = "not measured"
 

@@ -30,8 +30,9 @@ from benchmarks.catalogue import (
 )
 from benchmarks.results import CONFIDENCE, MEAN, WORST, Entry, Measurement, Results
 from mor.evaluation.statistics import Interval
-from tasks.reports.figures import BLANK, INK, PALETTE, QUIET, in_bytes, mix, panels, styled, words
-from tasks.reports.page import Drawing
+from mor.text import words
+from tasks.reports.plotting import BLANK, INK, PALETTE, QUIET, Drawing, blend, panels, styled
+from tasks.reports.units import in_bytes
 
 DARK = tuple(PALETTE[i] for i in (0, 2, 1, 7, 5, 6, 8))  # dark enough for a small dot
 COLOURS = {
@@ -124,7 +125,7 @@ def _value(results: Results, entry: Entry, quantity: str) -> float:
 
 
 def _bar(axis: Axes, interval: Interval, y: float, colour: str) -> None:
-    axis.barh(y, interval.value, height=0.66, color=mix(colour, "white", 0.45))
+    axis.barh(y, interval.value, height=0.66, color=blend(colour, "white", 0.45))
     axis.plot([interval.low, interval.high], [y, y], color=INK, linewidth=1.2, solid_capstyle="butt")
     near: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 7.5, "bbox": BLANK}
     axis.annotate(f"{interval.value:.2f}", (max(interval.high, interval.value), y), (4, -0.5), **near)
@@ -204,7 +205,7 @@ def _number(axis: Axes, marked: Sequence[Point], lines: Sequence[Point]) -> None
             axis.plot([x, end], [y, y], transform=axis.transAxes, color=point.colour, linewidth=0.6, alpha=0.6, zorder=0)
         axis.text(
             *spot, str(point.number), transform=axis.transAxes, ha="center", va="center", fontsize=7.5, weight="bold",
-            color=mix(point.colour, INK, 0.35), in_layout=False,
+            color=blend(point.colour, INK, 0.35), in_layout=False,
         )  # fmt: skip
 
 

@@ -1,18 +1,13 @@
 """The benchmark's report: figures as PNG, and one HTML page with every figure and table inside it.
 
-The style sheet is that of the run's own report.
+The look is that of every other page and figure (``tasks.reports``).
 """
 
 from __future__ import annotations
 
-from base64 import b64encode
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from benchmarks.catalogue import DEFAULT, SETTINGS, ClientChange, display_order, find_method, setting_meaning
 from benchmarks.claims import MISSING, Claim, check_claims
@@ -20,14 +15,13 @@ from benchmarks.figures import draw_figures
 from benchmarks.results import MEAN, WORST, Entry, Measurement, Results
 from benchmarks.tables import build_tables
 from mor.files import write_whole
-from tasks.reports import page
-from tasks.reports.figures import in_bytes, words
+from tasks.reports.html import render_page
+from tasks.reports.images import figure_png
+from tasks.reports.plotting import Drawing
+from tasks.reports.units import in_bytes
 
-DPI = 200  # figures are 8 inches wide: twice the 800 pixels at which they are read
-STYLED = Path(page.__file__).with_name("report.html.j2")
 
-
-def write_page(
+def write_benchmark_page(
     rows: Iterable[Measurement],
     folder: Path,
     html: Path,
@@ -44,30 +38,21 @@ def write_page(
     folder.mkdir(parents=True, exist_ok=True)
     drawings = []
     for drawing in draw_figures(results, changes or {}):
-        path = folder / f"{drawing.name}.png"
-        drawing.figure.savefig(path, dpi=DPI, metadata={"Software": None})  # the same figure gives the same bytes
-        drawings.append((drawing, path.read_bytes()))
+        drawings.append((drawing, figure_png(drawing.figure)))
+        (folder / f"{drawing.name}.png").write_bytes(drawings[-1][1])
     write_whole(html, render(results, drawings, weak))
     return results
 
 
-def render(results: Results, drawings: Sequence[tuple[page.Drawing, bytes]], weak: Collection[str] = ()) -> str:
+def render(results: Results, drawings: Sequence[tuple[Drawing, bytes]], weak: Collection[str] = ()) -> str:
     """The page; ``drawings`` come with their PNGs."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters: dict[str, Callable[..., Any]] = {
-        "inline": lambda png: Markup("data:image/png;base64,") + b64encode(png).decode(),
-        "words": words,
-    }
-    environment.filters |= filters
-    style, _, _ = STYLED.read_text(encoding="utf-8").partition("<style>")[2].partition("</style>")
     asked = [entry for setting in results.settings() for entry in results.entries(setting)]
     ordered = map(
         find_method, sorted({method for _, method, _ in asked} | {row.method for row in results.rows}, key=display_order)
     )
     present = {row.setting for row in results.rows}
-    return environment.get_template("report.html.j2").render(
-        style=Markup(style),
+    return render_page(
+        Path(__file__).with_name("report.html.j2"),
         tiles=tiles(results, check_claims(results, weak)),
         tables=build_tables(results, weak),
         drawings={drawing.name: (drawing, png) for drawing, png in drawings},

@@ -33,11 +33,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.catalogue import SEARCH, SETTINGS, SINGLE, SINGLE_BEST, display_order
-from mor.evaluation.metrics import HELD_OUT, MEASURES
+from mor.config import HELD_OUT, SUMMARIES
+from mor.evaluation.metrics import MEASURES
 from mor.evaluation.statistics import Estimate, Interval
 from mor.files import write_whole
 from mor.seeds import stream
-from tasks.reports.figures import SUMMARIES
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
 MEAN, WORST = "preference.mean", "preference.worst"

@@ -18,7 +18,7 @@ from benchmarks.catalogue import SEARCH, WEAK, federations
 from benchmarks.jobs import ROWS
 from benchmarks.plan import Case, Plan, best_factors, plan_cases, up_to_date
 from benchmarks.processes import Job, run_jobs
-from benchmarks.report import write_page
+from benchmarks.report import write_benchmark_page
 from benchmarks.results import Measurement, Results, read_results, write_results
 from benchmarks.settings import with_changes
 from benchmarks.tables import console_tables
@@ -69,7 +69,7 @@ def _share_cores(params: Params, at_once: int) -> Params:
 def _work_off(plan: Plan, at_once: int, rows: list[Measurement], console: Console) -> list[Measurement]:
     """Do all jobs, each result kept as soon as it is there; returns ``rows`` with the new ones in place of older ones."""
     if plan.jobs:
-        store.prepare()
+        store.experiment()
     began = time.perf_counter()
 
     def done(job: Job, left: int) -> None:
@@ -101,7 +101,7 @@ def report_results(params: Params, rows: Sequence[Measurement]) -> tuple[Results
     known = federations(params.clients, params.base)
     weak = [client for client, backbone in known["weak"].backbones.items() if backbone == WEAK]
     changes = {name: federation.change for name, federation in known.items() if federation.change}
-    results = write_page(rows, paths.BENCHMARK_PLOTS, paths.BENCHMARK_REPORT, weak=weak, changes=changes)
+    results = write_benchmark_page(rows, paths.BENCHMARK_PLOTS, paths.BENCHMARK_REPORT, weak=weak, changes=changes)
     console = Console()
     console.width = max(console.width, WIDTH)
     console.print(console_tables(results, weak))

@@ -15,9 +15,10 @@ from rich.text import Text
 from benchmarks.catalogue import DEFAULT, MIXTURES, MOR, SEARCH, find_method, setting_meaning
 from benchmarks.claims import MISSING, Claim, best_router, check_claims, signed, three_digits, two_digits
 from benchmarks.results import CONFIDENCE, MEAN, WORST, Entry, Results
-from mor.evaluation.metrics import HELD_OUT
+from mor.config import HELD_OUT
 from mor.evaluation.statistics import Estimate, Interval
-from tasks.reports.figures import in_bytes, in_time, words
+from mor.text import words
+from tasks.reports.units import in_bytes, in_time
 
 
 class Cell(NamedTuple):

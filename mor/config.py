@@ -26,6 +26,8 @@ RewardKind = Literal["implicit", "head"]
 Architecture = Literal["llava", "idefics3", "gemma3"]
 Style = Literal["terse", "field", "sentence"]
 ImageFormat = Literal["PNG", "JPEG", "WEBP", "BMP"]  # Pillow decodes these itself, without other programs or files
+SUMMARIES = ("mean", "worst")  # of the clients' own suites
+HELD_OUT = "held_out"  # the suite of the category that no client trained on
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -311,7 +313,7 @@ class Params(Section):
         if not clients:
             raise ValueError("name at least one client")
         for name in clients:
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in {"mean", "worst", "held_out"}:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in {*SUMMARIES, HELD_OUT}:
                 raise ValueError(f"client name {name!r} must match [a-z][a-z0-9_]* and not be mean, worst or held_out")
         return clients
 

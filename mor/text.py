@@ -34,6 +34,11 @@ def visible(value: object) -> object:
     return printable(value, None, lines=True) if type(value) is str else value
 
 
+def words(name: object) -> str:
+    """A name for people: ``held_out`` -> ``held out``."""
+    return str(name).replace("_", " ")
+
+
 def public_message(error: BaseException) -> str:
     """What may be said of an error in shared places: MLflow, Prefect, the webhook, a commit.
 

@@ -12,6 +12,7 @@ import stat
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, get_args
 
@@ -68,6 +69,13 @@ def pixels(image: Image.Image, most_side: int = MOST_SIDE) -> Image.Image:
         raise PictureError("another size than its header says")
     plain.info = {}
     return plain
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """The image's pixels as PNG, lossless, so that every reader sees the same; what else its file held stays behind."""
+    buffer = BytesIO()
+    Image.frombytes(image.mode, image.size, image.tobytes()).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def why(error: Exception) -> str:

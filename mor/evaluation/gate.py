@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mor.config import Gate
-from mor.evaluation.metrics import HELD_OUT, MEASURES, Measure, Reply
+from mor.config import HELD_OUT, Gate
+from mor.evaluation.metrics import MEASURES, Measure, Reply
 from mor.evaluation.statistics import Interval, resample
 
 BASE, CHAMPION, BASELINE = "base", "champion", "baseline"

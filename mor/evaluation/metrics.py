@@ -23,12 +23,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from mor.config import SUMMARIES
 from mor.evaluation.statistics import Estimate, mean_of, resample, worst_of
 
 Measure = Literal["preference", "accuracy"]
 MEASURES: dict[Measure, str] = {"preference": "preferred", "accuracy": "right"}
-HELD_OUT = "held_out"
-_RESERVED = {"mean", "worst"}
 
 
 class Record(BaseModel):
@@ -89,7 +88,7 @@ class Evaluation(Record):
     @field_validator("answers")
     @classmethod
     def _comparable(cls, answers: dict[str, dict[str, list[Reply]]]) -> dict[str, dict[str, list[Reply]]]:
-        if clash := _RESERVED & {suite for suites in answers.values() for suite in suites}:
+        if clash := set(SUMMARIES) & {suite for suites in answers.values() for suite in suites}:
             raise ValueError(f"suites {sorted(clash)} bear the name of a summary: rename them")
         asked = {
             model: {suite: [r.id for r in replies] for suite, replies in suites.items()} for model, suites in answers.items()

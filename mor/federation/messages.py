@@ -218,15 +218,8 @@ def _numbers(data: bytes, kind: str, shape: tuple[int, ...], *, nan: bool = Fals
     return numbers
 
 
-def image_bytes(image: Image.Image) -> bytes:
-    """The image's pixels as PNG, lossless, so that every client judges the same; what else its file held stays behind."""
-    buffer = io.BytesIO()
-    Image.frombytes(image.mode, image.size, image.tobytes()).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def image_from_bytes(data: bytes) -> Image.Image:
-    """The RGB image of ``image_bytes``, or any PNG or JPEG of at most ``MOST_PIXELS``; raises ``MessageError`` otherwise."""
+    """The RGB image of ``png_bytes``, or any PNG or JPEG of at most ``MOST_PIXELS``; raises ``MessageError`` otherwise."""
     return images_from_bytes([data])[0]
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mor.config import Unavailable
+from mor.data.pictures import png_bytes
 from mor.federation import messages as m
 from mor.federation.ledger import Ledger
 
@@ -153,7 +154,7 @@ def _score_requests(
     pixels = size = 0
     for image, prompt, completion in rows:
         if image not in encoded:
-            encoded[image] = m.image_bytes(pictures[image])
+            encoded[image] = png_bytes(pictures[image])
         area = pictures[image].width * pictures[image].height
         text = len(prompt.encode()) + len(completion.encode()) + 32
         full = len(completions) == m.MOST_COMPLETIONS or size + text + len(encoded[image]) > m.MOST_BYTES

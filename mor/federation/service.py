@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from mor.config import Boundary
+from mor.data.pictures import png_bytes
 from mor.data.schema import Answer, Preference
 from mor.federation import messages as m
 from mor.federation.private_mean import clipped, released
@@ -89,7 +90,7 @@ class ClientService:
             case m.AnchorRequest():
                 shared = self.anchors[: request.most]
                 return m.AnchorReply(
-                    [m.image_bytes(image) for _, image in shared],
+                    [png_bytes(image) for _, image in shared],
                     [pair.prompt for pair, _ in shared],
                     [pair.chosen for pair, _ in shared],
                     [pair.rejected for pair, _ in shared],

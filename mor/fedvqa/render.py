@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from mor.config import HELD_OUT
+
 SIZE = 32  # pixels a side
 POOLS = {"pretrain": (0.0, 0.42), "clients": (0.42, 0.66), "public": (0.66, 0.83), "test": (0.83, 1.0)}
 COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 220), "yellow": (235, 205, 40)}
@@ -277,16 +279,15 @@ DOMAINS: dict[str, Callable[[np.random.Generator, str], list[Question]]] = {
     "documents": documents,
     "medical": medical,
     "scenes": scenes,
-    "held_out": mixed,
+    HELD_OUT: mixed,
 }
-HELD_OUT = "held_out"
 
 # What clients and suites ask, by domain: the shares of the categories of question. Pre-training asks for places too.
 CATEGORIES = {
     "documents": {"document_form": 0.5, "document_number": 0.25, "document_label": 0.25},
     "medical": {"medical_count": 0.75, "medical_side": 0.125, "medical_size": 0.125},
     "scenes": {"scene_colour": 0.40, "scene_shape": 0.28, "scene_count": 0.24, "scene_relation": 0.08},
-    "held_out": {"mixed_field": 1.0},
+    HELD_OUT: {"mixed_field": 1.0},
 }
 
 

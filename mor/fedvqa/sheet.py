@@ -6,7 +6,6 @@ Every number of the card is counted from the files; only ``error_rate`` is the s
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,12 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
+from mor.config import HELD_OUT
 from mor.data.pictures import leaves
 from mor.data.schema import Preference, Prompt, Question, load_images, read_rows
 from mor.fedvqa.annotator import STYLES, in_style
-from mor.fedvqa.write import MARKER
+from mor.fedvqa.write import MARKER, image_digest
+from mor.text import words
 
 Item = TypeVar("Item")
 SCALE = 2  # the sheet is drawn at twice its nominal size, for sharp screens
@@ -31,7 +32,7 @@ DOMAINS = {
     "documents": "real handwriting: two-digit numbers, alone, in a two-field form or on a coloured label",
     "medical": "scan phantoms drawn by program: how many bright findings, on which side, of what size",
     "scenes": "one to four coloured shapes drawn by program: colour and shape in a corner, number, left or right of another",
-    "held_out": "handwritten numbers in two coloured bands, asked for by colour; no client holds such data",
+    HELD_OUT: "handwritten numbers in two coloured bands, asked for by colour; no client holds such data",
 }
 
 
@@ -59,7 +60,7 @@ def contact_sheet(clients: Mapping[str, Path], held_out: Path | None = None, *, 
     if held_out is not None and held_out.exists() and _is_generated(held_out.parent):
         questions = _spread(read_rows(held_out, Question), samples)
         images = load_images(held_out.parent, questions)
-        rows[_words(held_out.stem)] = [
+        rows[words(held_out.stem)] = [
             _Sample(image, (_Line(q.prompt, INK, bold=True), _Line(q.answer, GREEN)))
             for q, image in zip(questions, images, strict=True)
         ]
@@ -166,10 +167,6 @@ def _enlarged(image: Image.Image) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS)
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
 # --- the data card -------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +189,7 @@ def data_card(
     asked: list[Question | Preference] = [*chain.from_iterable(suites.values()), *chain.from_iterable(pairs.values())]
     images["evaluation"] = _digests(evaluation, asked)
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters |= {"words": _words, "cell": _cell}
+    environment.filters |= {"words": words, "cell": _cell}
     return environment.from_string(Path(__file__).with_name("data_card.md.j2").read_text()).render(
         domains=[*dict.fromkeys((*clients, *suites))],
         about=DOMAINS,
@@ -227,7 +224,7 @@ def style_of(text: str) -> str:
 def _digests(folder: Path, rows: Sequence[Preference | Prompt | Question]) -> set[str]:
     """Content digests of the image files that ``rows`` name."""
     files = (folder / image for image in {row.image for row in rows} if not leaves(image))
-    return {hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    return {image_digest(file.read_bytes()) for file in files if file.is_file()}
 
 
 def _cell(text: str) -> str:

@@ -7,7 +7,6 @@ replaces any part of the benchmark by putting a folder in its place.
 from __future__ import annotations
 
 import hashlib
-import io
 import shutil
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
@@ -16,9 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mor.config import HELD_OUT
 from mor.data import schema
+from mor.data.pictures import png_bytes
 from mor.fedvqa.annotator import KIND_SHARES, KINDS, STYLES, err, in_style, make_pair
-from mor.fedvqa.render import HELD_OUT, Question, ask
+from mor.fedvqa.render import Question, ask
 
 MARKER = ".generated"
 
@@ -44,22 +45,21 @@ def write_folder(folder: Path, fill: Callable[[Path], int]) -> int:
 
 def image_digests(*folders: Path) -> set[str]:
     """Digests of the PNG files below ``folders``."""
-    return {_digest(path.read_bytes()) for folder in folders for path in folder.rglob("*.png")}
+    return {image_digest(path.read_bytes()) for folder in folders for path in folder.rglob("*.png")}
 
 
-def _digest(png: bytes) -> str:
+def image_digest(png: bytes) -> str:
+    """By which two images are the same."""
     return hashlib.sha256(png).hexdigest()
 
 
 def _png(question: Question) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(question.image).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return png_bytes(Image.fromarray(question.image))
 
 
 def _ask_new(domain: str, rng: np.random.Generator, pool: str, taken: AbstractSet[str]) -> Question:
     """A question about an image that is not ``taken``: there are few scenes, and some are drawn twice."""
-    while _digest(_png(question := ask(domain, rng, pool))) in taken:
+    while image_digest(_png(question := ask(domain, rng, pool))) in taken:
         pass
     return question
 

@@ -25,7 +25,7 @@ from mor.evaluation.gate import BASELINE, CHAMPION
 from tasks.nights.git import NIGHT_TAG, dvc_remotes, git, output_of, tagged_nights
 from tasks.nights.journal import CURRENT, night_lock
 from tasks.project.dvc import DVC
-from tasks.reports.figures import in_bytes
+from tasks.reports.units import in_bytes
 from tasks.tracking import store
 from tasks.tracking.registry import POLICY, reward_name
 

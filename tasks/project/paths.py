@@ -21,7 +21,6 @@ QUARANTINE = DATA / "quarantine"
 PUBLIC_PROMPTS = PUBLIC / "prompts.jsonl"
 VALIDATED_PUBLIC = VALIDATED / "public.jsonl"
 VALIDATED_EVAL = VALIDATED / "eval"
-HELD_OUT = "held_out"  # the suite of the category that no client trained on
 
 ARCHIVE = DATA / "archive"  # every delivery as it came, with what became of it; DVC keeps it (data/archive.dvc)
 

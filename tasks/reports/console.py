@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 
+from mor.config import HELD_OUT, SUMMARIES
 from tasks.project import paths
 
 WIDTH = 96  # columns that the widest table needs; a narrower terminal wraps its lines instead of hiding figures
@@ -38,7 +39,7 @@ def models_table(metrics: Mapping[str, Any]) -> Table:
         for heading in (f"{measure}\nbase", "\naligned", "\nchange"):
             table.add_column(heading, justify="right", no_wrap=True)
     base, aligned = metrics["models"]["base"], metrics["models"]["aligned"]
-    summaries = ("mean", "worst", paths.HELD_OUT)
+    summaries = (*SUMMARIES, HELD_OUT)
     clients = [suite for suite in base["preference"] if suite not in summaries]
     for suite in (*clients, *summaries):
         row = [suite.replace("_", "-")]

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mor.data.drift import DECISIONS, Finding
-from tasks.reports.figures import FAINT, INK, QUIET, panels, styled, words
+from mor.text import words
+from tasks.reports.plotting import FAINT, INK, QUIET, panels, styled
 
 COLOURS = {"continue": "#44AA99", "warn": "#DDAA33", "stop": "#CC3311"}
 
@@ -24,7 +25,7 @@ def drift_figure(deliveries: Mapping[str, Sequence[Finding]]) -> Figure:
     for axis, (title, findings) in zip(axes[:, 0], deliveries.items(), strict=True):
         _distances(axis, findings)
         axis.set_title(title)
-    axes[-1, 0].set_xlabel("distance from what the client had; beyond a limit it counts if chance is unlikely (p)")
+    axes[-1, 0].set_xlabel("distance from what the client had")
     keys: list[Line2D] = [
         Line2D([], [], color=COLOURS[decision], marker="o", linestyle="", label=decision) for decision in DECISIONS
     ]
@@ -45,7 +46,7 @@ def _distances(axis: Axes, findings: Sequence[Finding]) -> None:
         axis.plot(place, row, "o", color=colour, markersize=6, clip_on=False)
         loud = finding.decision != "continue"
         said = f"{finding.text} (p {finding.p_value:.2g})"
-        axis.annotate(said, (1.02, row), va="center", fontsize=7.5, color=INK if loud else QUIET, annotation_clip=False)
+        axis.annotate(said, (1.04, row), va="center", fontsize=7.5, color=INK if loud else QUIET, annotation_clip=False)
     axis.set_yticks(range(len(findings)), [words(finding.name) for finding in findings], color=INK)
     axis.set(xlim=(0, 1), ylim=(max(1, len(findings)) - 0.5, -0.5), xticks=np.linspace(0, 1, 6))
     axis.tick_params(axis="y", length=0)

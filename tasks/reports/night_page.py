@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
-from mor.text import visible
+from tasks.reports.html import render_page
 
 
 class Night(BaseModel):
@@ -26,13 +24,4 @@ class Night(BaseModel):
 
 def render_night(night: Night, drift: bytes | None) -> str:
     """A self-contained HTML page; ``drift`` is a picture of the deliveries' findings as PNG."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    picture = f"data:image/png;base64,{b64encode(drift).decode()}" if drift else ""
-    return environment.get_template("night.html.j2").render(night=night, drift=picture)
+    return render_page(Path(__file__).with_name("night.html.j2"), night=night, drift=drift)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from mor.config import Params
+from mor.config import HELD_OUT, Params
 from mor.data.schema import Preference, Question, load_images, read_rows
 from mor.evaluation.metrics import Evaluation, flatten, headline
 from mor.federation.ledger import Ledger
@@ -28,7 +28,7 @@ def read_suites(clients: Iterable[str]) -> dict[str, list[Question]]:
     """The clients' validated suites, in order, and the held-out one; those that exist."""
     return {
         name: read_rows(paths.validated_suite(name), Question)
-        for name in [*clients, paths.HELD_OUT]
+        for name in [*clients, HELD_OUT]
         if paths.validated_suite(name).exists()
     }
 

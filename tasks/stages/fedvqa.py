@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from mor.config import ConfigError, FedVqa
+from mor.config import HELD_OUT, ConfigError, FedVqa
 from mor.fedvqa.render import DOMAINS
 from mor.fedvqa.sheet import contact_sheet, data_card
 from mor.fedvqa.write import image_digests, write_client, write_evaluation, write_folder, write_public
@@ -18,7 +18,7 @@ from tasks.tracking.runs import stage_run
 def write_fedvqa(seed: int, settings: FedVqa) -> None:
     """Generate every folder that does not hold somebody's own data."""
     domains = list(settings.styles)
-    known = [domain for domain in DOMAINS if domain != paths.HELD_OUT]
+    known = [domain for domain in DOMAINS if domain != HELD_OUT]
     if unknown := set(domains) - set(known):
         names = ", ".join(sorted(unknown))
         raise ConfigError(f"{paths.PARAMS}: fedvqa.styles: got {names}; expected domains among {', '.join(known)}")
@@ -55,7 +55,7 @@ def write_fedvqa(seed: int, settings: FedVqa) -> None:
         for name, n in rows.items():
             Console().print(f"fedvqa: {name}: " + (f"{n} rows" if n else "your own data, left alone"))
         paths.REPORTS.mkdir(exist_ok=True)
-        contact_sheet(folders, paths.eval_suite(paths.HELD_OUT)).save(paths.CONTACT_SHEET)
+        contact_sheet(folders, paths.eval_suite(HELD_OUT)).save(paths.CONTACT_SHEET)
         card = data_card(folders, paths.PUBLIC, paths.EVAL, styles=settings.styles, error_rate=settings.error_rate)
         paths.DATA_CARD.write_text(card)
         run.artifact(paths.CONTACT_SHEET)

@@ -5,23 +5,18 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from mor.data.pictures import opened, pixels
 from mor.evaluation.metrics import Evaluation
 from mor.files import fresh_folder, write_whole
 from tasks.project import paths
 from tasks.project.decorators import task
 from tasks.reports.figures import RouterWeight
-from tasks.reports.page import Drawing, Sample, figures, pick_samples, render
+from tasks.reports.images import figure_png, thumbnail
+from tasks.reports.plotting import Drawing
+from tasks.reports.report_page import Sample, pick_samples, render_report, report_drawings
 from tasks.tracking.runs import stage_run
-
-DPI = 200  # figures are 8 inches wide: twice the 800 pixels at which they are read
-SHOWN = 256  # largest side, in pixels, of a sample's image in the page
 
 
 @task
@@ -30,10 +25,12 @@ def write_report(samples: int) -> None:
     with stage_run("report", {"evaluation": {"samples": samples}}) as run:
         evaluation = Evaluation.model_validate_json(paths.EVALUATION.read_bytes())
         metrics = json.loads(paths.METRICS.read_bytes())
-        drawn = list(figures(metrics, read_rounds(paths.ROUNDS), read_weights(paths.ROUTER_WEIGHTS), evaluation.clients))
-        drawings = [(drawing, png_bytes(drawing.figure)) for drawing in drawn]
+        drawn = list(
+            report_drawings(metrics, read_rounds(paths.ROUNDS), read_weights(paths.ROUTER_WEIGHTS), evaluation.clients)
+        )
+        drawings = [(drawing, figure_png(drawing.figure)) for drawing in drawn]
         write_plots(paths.PLOTS, drawings, metrics["models"])
-        page = render(
+        page = render_report(
             metrics,
             drawings,
             {
@@ -61,23 +58,6 @@ def write_plots(folder: Path, drawings: list[tuple[Drawing, bytes]], models: Map
             for model, measures in models.items():
                 for measure, suites in measures.items():
                     table.writerows([model, measure, suite, i["value"], i["low"], i["high"]] for suite, i in suites.items())
-
-
-def png_bytes(figure: Figure) -> bytes:
-    """The figure as PNG; the same figure gives the same bytes."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def thumbnail(path: Path) -> bytes:
-    """An image for the page as PNG: small ones as they are, large ones reduced to ``SHOWN`` pixels."""
-    buffer = BytesIO()
-    with opened(path) as image:
-        small = pixels(image)
-        small.thumbnail((SHOWN, SHOWN))
-        small.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def read_rounds(path: Path) -> list[dict[str, float]]:

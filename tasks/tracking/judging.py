@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from mor.config import Params, UserError
+from mor.config import HELD_OUT, Params, UserError
 from mor.data.schema import Question, read_rows
 from mor.evaluation.gate import BASE, BASELINE, CHAMPION, Check, Other, Verdict, judge, same_baseline
-from mor.evaluation.metrics import HELD_OUT, Evaluation, Reply
+from mor.evaluation.metrics import Evaluation, Reply
 from mor.files import digest, read_json
 from mor.seeds import stream
 from tasks.project import paths

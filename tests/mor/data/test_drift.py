@@ -7,10 +7,8 @@ import pytest
 from PIL import Image
 
 from mor.config import Drift
-from mor.data import drift
 from mor.data.drift import agreement, categories, compare, decide, image_statistics, shape
 from mor.data.schema import Preference
-from tasks.reports.drift_figure import drift_figure
 
 LIMITS = Drift(
     least_rows=20, significance=0.01, shape_warn=0.15, shape_stop=0.6, categories_warn=0.2, categories_stop=0.8,
@@ -88,13 +86,3 @@ def test_rows_are_compared_by_pictures_lengths_and_categories() -> None:
     assert stopped == {"brightness", "prompt_length"}
     assert found.keys() == {"brightness", "prompt_length", "chosen_length", "rejected_length", "categories"}
     assert (found["prompt_length"].before, found["prompt_length"].after) == (5.0, 11.0)
-
-
-def test_the_figure_has_a_panel_a_delivery_and_a_dot_at_every_distance() -> None:
-    findings = [agreement([True] * 50, [False] * 50, LIMITS), shape("width", [32.0] * 30, [32.0] * 30, LIMITS)]
-    figure = drift_figure({"a: one: held": findings, "b: two: merged": findings[:1]})
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["a: one: held", "b: two: merged"]
-    dots = [float(line.get_xdata()[0]) for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert dots == [1.0, 0.0]
-    colours = [line.get_color() for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert colours == [drift.COLOURS["stop"], drift.COLOURS["continue"]]

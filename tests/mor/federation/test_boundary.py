@@ -13,6 +13,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from mor.config import TRY_AGAIN, Boundary, Unavailable
+from mor.data.pictures import png_bytes
 from mor.data.schema import Answer, Preference
 from mor.federation import messages as m
 from mor.federation.ledger import Ledger
@@ -65,7 +66,7 @@ def with_means(**options: object) -> ClientService:
 
 
 def test_every_message_survives_the_wire() -> None:
-    sent = m.ScoreRequest([m.image_bytes(IMAGE)], [(0, "What?")], [(0, "a"), (0, "b")])
+    sent = m.ScoreRequest([png_bytes(IMAGE)], [(0, "What?")], [(0, "a"), (0, "b")])
     assert m.decode_request(m.encode(sent)) == sent
     reply = m.ScoreReply.of([0.1, None], FINGERPRINT)
     assert m.decode_reply(m.encode(reply)) == reply
@@ -103,7 +104,7 @@ def test_images_arrive_pixel_by_pixel_and_without_what_else_their_file_held() ->
     told.add_text("Comment", "patient 4711")
     IMAGE.save(buffer, format="PNG", pnginfo=told, dpi=(72, 72), icc_profile=b"patient 4711")
     with Image.open(buffer) as image:
-        sent = m.image_bytes(image)
+        sent = png_bytes(image)
     assert m.image_from_bytes(sent).tobytes() == IMAGE.tobytes()
     assert b"patient" not in sent
 
@@ -140,7 +141,7 @@ def test_a_client_shares_only_the_pairs_that_it_lists() -> None:
 
 def test_the_text_of_an_error_stays_at_the_client(caplog: pytest.LogCaptureFixture) -> None:
     private = service({})  # TableReward raises KeyError("patient 4711")
-    request = m.encode(m.ScoreRequest([m.image_bytes(IMAGE)], [(0, "?")], [(0, "patient 4711")]))
+    request = m.encode(m.ScoreRequest([png_bytes(IMAGE)], [(0, "?")], [(0, "patient 4711")]))
     assert private.handle(request) == m.encode(m.Failure("internal"))
     assert "patient 4711" in caplog.text
     with pytest.raises(ClientError, match=r"client x: it reports a failure \(internal\)"):
@@ -239,7 +240,7 @@ def ask_for_scores(client: RemoteClient) -> object:
         (lambda client: client.anchors(5), m.AnchorReply([b"no image"], ["?"], ["a"], ["b"])),
         (lambda client: client.anchors(5), m.AnchorReply([picture("PNG", 5000)], ["?"], ["a"], ["b"])),
         (lambda client: client.anchors(5), m.AnchorReply([], ["?"], ["a"], ["b"])),
-        (lambda client: client.anchors(1), m.AnchorReply([m.image_bytes(IMAGE)] * 2, ["?"] * 2, ["a"] * 2, ["b"] * 2)),
+        (lambda client: client.anchors(1), m.AnchorReply([png_bytes(IMAGE)] * 2, ["?"] * 2, ["a"] * 2, ["b"] * 2)),
         (lambda client: client.hello(), m.HelloReply("")),
     ],
 )
@@ -265,7 +266,7 @@ def test_a_client_error_is_worth_trying_again() -> None:
 def test_an_image_is_sent_once_however_many_completions_it_has() -> None:
     client = remote(service({"a": 1.0, "b": 2.0}).handle)
     assert client.score(["What?"] * 4, [IMAGE] * 4, ["a", "b", "a", "b"]) == [1.0, 2.0, 1.0, 2.0]
-    assert client.ledger.total("x", "down") < 2 * len(m.image_bytes(IMAGE))
+    assert client.ledger.total("x", "down") < 2 * len(png_bytes(IMAGE))
 
 
 def test_more_than_a_message_holds_is_asked_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +300,7 @@ def test_a_completion_that_was_sampled_often_is_asked_for_once() -> None:
 def test_the_ledger_counts_both_directions_to_the_byte() -> None:
     private, ledger = service(), Ledger()
     RemoteClient("x", private.handle, ledger).score(["What?"], [IMAGE], ["a"])
-    request = m.encode(m.ScoreRequest([m.image_bytes(IMAGE)], [(0, "What?")], [(0, "a")]))
+    request = m.encode(m.ScoreRequest([png_bytes(IMAGE)], [(0, "What?")], [(0, "a")]))
     assert ledger.bytes["x", "score", "down"] == len(request)
     assert ledger.bytes["x", "score", "up"] == len(private.handle(request))
     assert ledger.total("x", "up", "socket") == 0
@@ -338,7 +339,7 @@ def test_the_annotator_prefers_its_answer_then_what_is_right_and_abstains_on_the
 def test_work_ends_when_the_caller_is_gone() -> None:
     counting = Counting({})
     rows = [(0, str(i)) for i in range(1000)]
-    request = m.encode(m.ScoreRequest([m.image_bytes(IMAGE)], [(0, "?")], rows))
+    request = m.encode(m.ScoreRequest([png_bytes(IMAGE)], [(0, "?")], rows))
     ClientService(counting, BOUNDARY).handle(request, lambda: len(counting.sizes) == 2)
     assert sum(counting.sizes) == 256
 
@@ -356,7 +357,7 @@ def test_no_basis_makes_a_mean_that_is_not_a_number() -> None:
 def test_long_texts_are_scored_in_small_batches() -> None:
     counting = Counting({})
     rows = [(0, str(i).ljust(8000)) for i in range(20)]
-    ClientService(counting, BOUNDARY).handle(m.encode(m.ScoreRequest([m.image_bytes(IMAGE)], [(0, "?")], rows)))
+    ClientService(counting, BOUNDARY).handle(m.encode(m.ScoreRequest([png_bytes(IMAGE)], [(0, "?")], rows)))
     assert counting.sizes == [8, 8, 4]  # 8 x 8001 characters are below 65,536
 
 

@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
 from rich.console import Console
 
 from mor.config import UserError, load_params
-from tasks.reports import diff
+from tasks.reports import diff, find_runs
+from tasks.reports.diff_console import print_difference
+from tasks.reports.difference import compare_results
 from tasks.tracking import runs as tracking
-from tasks.tracking import store
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,8 +42,8 @@ def execute(name: str, hits: int, *, seed: int, data: str, tags: dict[str, str] 
     Path("reports").mkdir(exist_ok=True)
     Path("reports/evaluation.json").write_text(json.dumps(evaluation(hits)))
     Path("reports/metrics.json").write_text(json.dumps({"router": {"accuracy": hits / 20}}))
-    made = tracking.open_parent(name, load_params(), name, tags)
-    tracking.reconcile(made, load_params())
+    made = tracking.open_parent(name, name, tags)
+    tracking.reconcile(made)
     tracking.close_parent(made, "FINISHED")
     return made
 
@@ -65,28 +67,28 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 def clear() -> None:
-    store.mlflow_client.cache_clear()
-    store.experiment.cache_clear()
+    tracking.mlflow_client.cache_clear()
+    tracking._experiment.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["2026-01-01", "night 2026-01-01", "night/2026-01-01"])
 def test_a_night_is_found_by_its_date(runs: dict[str, str], name: str) -> None:
-    assert diff.find_run(name).info.run_id == runs["a"]
+    assert find_runs.find_run(name).info.run_id == runs["a"]
 
 
 def test_a_run_is_found_by_its_id_and_the_beginning_of_it(runs: dict[str, str]) -> None:
-    assert diff.find_run(runs["c"]).info.run_id == runs["c"]
-    assert diff.find_run(runs["c"][:10]).info.run_id == runs["c"]
+    assert find_runs.find_run(runs["c"]).info.run_id == runs["c"]
+    assert find_runs.find_run(runs["c"][:10]).info.run_id == runs["c"]
 
 
 def test_a_stage_stands_for_its_execution(runs: dict[str, str]) -> None:
-    (stage,) = store.search_runs(f"tags.`mlflow.parentRunId` = '{runs['b']}'")
-    assert diff.find_run(stage.info.run_id).info.run_id == runs["b"]
+    (stage,) = tracking.search_runs(f"tags.`mlflow.parentRunId` = '{runs['b']}'")
+    assert find_runs.find_run(stage.info.run_id).info.run_id == runs["b"]
 
 
 def test_a_name_of_two_runs_is_refused_with_their_ids(runs: dict[str, str]) -> None:
     with pytest.raises(UserError) as error:
-        diff.find_run("by hand")
+        find_runs.find_run("by hand")
     assert "2 runs fit 'by hand'" in str(error.value)
     assert all(runs[name][:8] in str(error.value) for name in "cd")
     assert runs["a"][:8] not in str(error.value)
@@ -94,14 +96,14 @@ def test_a_name_of_two_runs_is_refused_with_their_ids(runs: dict[str, str]) -> N
 
 def test_an_unknown_name_is_refused_with_the_runs_that_there_are(runs: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"no run '2026-09-09'[\s\S]*night 2026-01-02"):
-        diff.find_run("2026-09-09")
+        find_runs.find_run("2026-09-09")
 
 
 def test_without_names_the_last_two_nights_are_compared_older_first(runs: dict[str, str]) -> None:
-    assert [run.info.run_id for run in diff.last_two()] == [runs["a"], runs["b"]]
-    assert [run.info.run_id for run in diff.last_two("2026-01-02")] == [runs["a"], runs["b"]]
+    assert [run.info.run_id for run in find_runs.last_two()] == [runs["a"], runs["b"]]
+    assert [run.info.run_id for run in find_runs.last_two("2026-01-02")] == [runs["a"], runs["b"]]
     with pytest.raises(UserError, match="two finished runs are needed"):
-        diff.last_two("2026-01-01")
+        find_runs.last_two("2026-01-01")
 
 
 def test_comparison_prints_settings_data_scores_and_answers_and_writes_the_page(
@@ -140,20 +142,20 @@ def test_two_executions_of_the_same_differ_in_no_setting(runs: dict[str, str]) -
 
 
 def test_an_execution_without_kept_answers_is_compared_in_the_rest(runs: dict[str, str]) -> None:
-    bare = tracking.open_parent("bare", load_params(), "bare")
+    bare = tracking.open_parent("bare", "bare")
     console = Console(record=True, width=120)
-    side = diff.read_side(diff.find_run(bare))
-    other = diff.read_side(diff.find_run(runs["a"]))
+    side = diff.read_run(find_runs.find_run(bare))
+    other = diff.read_run(find_runs.find_run(runs["a"]))
     assert side.evaluation is None
     evaluation = load_params().evaluation
-    found = diff.compare(other, side, resamples=evaluation.resamples, confidence=0.95, rng=diff.stream(0, "diff"))
-    diff.show(found, 0.95, console)
+    found = compare_results(other, side, resamples=evaluation.resamples, confidence=0.95, rng=np.random.default_rng(0))
+    print_difference(found, 0.95, console)
     text = console.export_text()
     assert "has kept no answers" in text
     assert "seed" in text
 
 
 def test_where_nothing_ran_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diff, "executions", list)
+    monkeypatch.setattr(find_runs, "executions", list)
     with pytest.raises(UserError, match="there are 0: run the pipeline again"):
-        diff.last_two()
+        find_runs.last_two()

@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 
 from tasks.reports import figures as plots
 from tasks.reports.figures import RouterWeight
+from tasks.reports.plotting import client_colours
 
 CLIENTS = ["one", "two"]
 
@@ -35,7 +36,7 @@ def measured(base: dict[str, float], aligned: dict[str, float]) -> dict[str, obj
 def test_bars_are_as_high_as_the_scores_and_summaries_follow_the_clients() -> None:
     base = {"held_out": 0.2, "one": 0.3, "two": 0.4, "mean": 0.35, "worst": 0.3}
     aligned = {suite: value + 0.25 for suite, value in base.items()}
-    figure = plots.scores(measured(base, aligned), CLIENTS)
+    figure = plots.score_bars(measured(base, aligned), CLIENTS)
     heights = [bar.get_height() for bar in bars(figure.axes[0])]
     order = ["one", "two", "mean", "worst", "held_out"]
     assert heights == pytest.approx([score for suite in order for score in (base[suite], aligned[suite])])
@@ -43,30 +44,30 @@ def test_bars_are_as_high_as_the_scores_and_summaries_follow_the_clients() -> No
 
 
 def test_a_client_has_one_colour_in_every_figure() -> None:
-    scores = bars(plots.scores(measured({"two": 0.5}, {"two": 0.5}), CLIENTS).axes[0])
-    wire = bars(plots.wire({"two": {"up_bytes": 5e3, "down_bytes": 5e3}}, CLIENTS).axes[0])
-    seconds = bars(plots.seconds({"align": 2.0, "reward_two": 1.0}, CLIENTS).axes[0])
+    scores = bars(plots.score_bars(measured({"two": 0.5}, {"two": 0.5}), CLIENTS).axes[0])
+    wire = bars(plots.wire_bytes({"two": {"up_bytes": 5e3, "down_bytes": 5e3}}, CLIENTS).axes[0])
+    seconds = bars(plots.stage_times({"align": 2.0, "reward_two": 1.0}, CLIENTS).axes[0])
     rows = [{"round": 1.0, "score_two": 0.1}, {"round": 1.0, "score_two": 0.2}]
     curves = plots.learning_curves(rows, CLIENTS).axes[3].lines
-    own = to_rgb(plots.client_colours(CLIENTS)["two"])
+    own = to_rgb(client_colours(CLIENTS)["two"])
     assert scores[1].get_facecolor()[:3] == wire[0].get_facecolor()[:3] == seconds[0].get_facecolor()[:3] == own
     assert {to_rgb(line.get_color()) for line in curves} == {own}
 
 
 def test_stages_are_in_the_pipelines_order() -> None:
-    figure = plots.seconds({"align": 3.0, "evaluate": 4.0, "fedvqa": 1.0, "reward_one": 2.0}, CLIENTS)
+    figure = plots.stage_times({"align": 3.0, "evaluate": 4.0, "fedvqa": 1.0, "reward_one": 2.0}, CLIENTS)
     assert [bar.get_width() for bar in bars(figure.axes[0])] == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_routing_shows_first_and_last_rounds_when_there_are_many() -> None:
     weights = [RouterWeight(r, "c", client, 0.5) for r in range(9) for client in CLIENTS]
-    figure = plots.routing(weights, CLIENTS)
+    figure = plots.router_weights(weights, CLIENTS)
     assert [axis.get_title("center") for axis in figure.axes] == ["before GRPO", "round 1", "round 7", "round 8"]
 
 
 def test_a_weight_stands_in_its_clients_column() -> None:
     weights = [RouterWeight(1, "c", "two", 0.9), RouterWeight(1, "c", "one", 0.1), RouterWeight(1, "d", "one", 1.0)]
-    figure = plots.routing(weights, CLIENTS)
+    figure = plots.router_weights(weights, CLIENTS)
     # row c: one .1, two .9; row d: one 1.0, and two was not measured
     cells = {(round(text.get_position()[1]), round(text.get_position()[0])): text.get_text() for text in figure.axes[0].texts}
     assert cells == {(0, 0): "0.10", (0, 1): "0.90", (1, 0): "1.00"}
@@ -101,20 +102,6 @@ def test_a_step_without_a_value_is_left_out_of_its_curve() -> None:
 
 def test_references_are_lines_at_their_bytes() -> None:
     sent = {"one": {"up_bytes": 2000, "down_bytes": 30000}}
-    figure = plots.wire(sent, CLIENTS, {"LoRA FedAvg": 1_500_000})
+    figure = plots.wire_bytes(sent, CLIENTS, {"LoRA FedAvg": 1_500_000})
     assert [line.get_xdata()[0] for line in figure.axes[0].lines] == [1_500_000]  # type: ignore[index]
     assert words(figure) == ["up 2 kB", "down 30 kB", "LoRA FedAvg\n1.5 MB"]
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (999_600, "1 MB"), (4.651e9, "4.65 GB"), (2e12, "2 TB")]
-)
-def test_bytes_for_people(number: float, text: str) -> None:
-    assert plots.in_bytes(number) == text
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(0.44, "0.4 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")]
-)
-def test_time_for_people(number: float, text: str) -> None:
-    assert plots.in_time(number) == text

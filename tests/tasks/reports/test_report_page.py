@@ -4,7 +4,6 @@ import csv
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,10 @@ import pytest
 import tasks.stages.report
 from mor.evaluation.metrics import Evaluation
 from mor.fedvqa.sheet import data_card
-from tasks.reports.page import markdown, pick_samples, points, render
+from tasks.reports.report_page import pick_samples, render_report
+from tests.tasks.reports.pages import Page
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)>"
-
-
-class Page(HTMLParser):
-    """Tags, attributes that load something, and text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.loads: list[str] = []
-        self.handlers: list[str] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.loads += [value or "" for name, value in attrs if name in {"src", "srcset", "data", "poster", "background"}]
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 class Recorder:
@@ -138,7 +118,7 @@ def test_the_same_numbers_give_the_same_bytes_and_leave_nothing_half_written(pro
 
 def test_a_project_with_little_measured_still_gets_its_page() -> None:
     metrics: dict[str, Any] = {"models": {}, "reward_models": {}, "router": {}, "wire": {}, "seconds": {}, "settings": {}}
-    html = render(metrics, [], {}, clients=["one"], data_card="", contact_sheet=None)
+    html = render_report(metrics, [], {}, clients=["one"], data_card="", contact_sheet=None)
     assert "One model, 1 client, a mixture of their rewards" in Page(html).text
 
 
@@ -147,17 +127,6 @@ def test_samples_are_evenly_spaced_and_never_more_than_there_are(project: Path) 
     ids = [base.id for base, _ in pick_samples(evaluation, 3)["medical"]]
     assert ids == ["medical-00000", "medical-00008", "medical-00016"]  # 24 questions: 0, 24 / 3, 2 * 24 / 3
     assert len(pick_samples(evaluation, 99)["medical"]) == 24
-
-
-def test_markdown_keeps_tables_and_escapes_html() -> None:
-    html = markdown("# A\n\n| b |\n| --- |\n| <b>c</b> |\n")
-    assert "<h2>A</h2>" in html
-    assert "<td>&lt;b&gt;c&lt;/b&gt;</td>" in html
-
-
-@pytest.mark.parametrize(("share", "text"), [(0.386, "+39"), (-0.031, "−3"), (-0.004, "0"), (0.0, "0")])
-def test_points(share: float, text: str) -> None:
-    assert points(share) == text
 
 
 def test_the_real_data_card_becomes_a_section(project: Path, run: Recorder) -> None:

@@ -1,0 +1,3 @@
+from tests.finished_project import project
+
+__all__ = ["project"]
