@@ -17,7 +17,7 @@ from rich.text import Text
 
 from mor.config import load_params
 from mor.text import shown
-from tasks.project import paths, runtime
+from tasks.project import paths
 
 if TYPE_CHECKING:
     from tasks.nights.ingest import Delivery
@@ -69,7 +69,3 @@ def show(waits: list[str], held: list[Delivery]) -> None:
         cells = (f"{delivery.client}/{delivery.name}", delivery.night, *counts, "\n".join(delivery.reasons))
         table.add_row(*(Text(shown(cell, None, lines=True)) for cell in cells))
     console.print(table)
-
-
-if __name__ == "__main__":
-    runtime.command(run)

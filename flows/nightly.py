@@ -1,4 +1,4 @@
-"""One night (`make nightly` schedules it); it ends as `tasks/nights/night.py` lists.
+"""One night, now (`mor nightly` schedules them); it ends as `tasks/nights/night.py` lists.
 
 A night that was killed goes on where it stopped when it is run again. Its name becomes a git tag, a file's and an MLflow run's.
 """
@@ -85,7 +85,3 @@ def run(
             runtime.flow(**OPTIONS)(_night)(night)
         except StageFailed:
             sys.exit(1)  # the night has said why
-
-
-if __name__ == "__main__":
-    runtime.command(run)

@@ -1,12 +1,10 @@
-"""Delete what neither champions nor the last nights need (`make prune`). Without options it only says what would go."""
+"""Delete what neither champions nor the last nights need. Without options it only says what would go."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
-
-from tasks.project import runtime
 
 
 def prune(
@@ -17,7 +15,3 @@ def prune(
     from tasks.nights import prune
 
     prune.prune(yes, cloud)
-
-
-if __name__ == "__main__":
-    runtime.command(prune)

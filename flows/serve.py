@@ -1,5 +1,7 @@
 """A client's scoring service, until Ctrl-C. Its bearer token is `MOR_TOKEN_<CLIENT>`."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +19,11 @@ def serve(
 ) -> None:
     """Answer with scores, comparisons, one noised mean and shared anchors; nothing else leaves the client."""
     runtime.known_client(client)
+    runtime.flow(name="serve")(answer)(client, host, port, certificate, key)
+
+
+def answer(client: str, host: str, port: int, certificate: Path, key: Path) -> None:
+    """Serve until Ctrl-C."""
     from tasks.project.clients import serve_client
 
     serve_client(client, host, port, str(certificate), str(key))
-
-
-if __name__ == "__main__":
-    runtime.stage(serve)

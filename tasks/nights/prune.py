@@ -59,15 +59,13 @@ def prune(yes: bool = False, cloud: bool = False) -> None:
     params, console = load_params(paths.PARAMS), Console()
     with alone():
         if CURRENT.exists():
-            raise UserError(
-                f"{CURRENT}: a night did not end well and may need anything; let one do so (python -m flows.nightly) first"
-            )
+            raise UserError(f"{CURRENT}: a night did not end well and may need anything; let one do so (mor night) first")
         if cloud:
             _reach_remotes(params)
         plan = make_plan(params, cloud)
         show(plan, console, cloud)
         if not yes:
-            console.print("\nNothing was deleted. [bold]make prune ARGS=--yes[/] deletes it.", highlight=False)
+            console.print("\nNothing was deleted. [bold]mor prune --yes[/] deletes it.", highlight=False)
             return
         before = _cache_bytes()
         carry_out(plan, params, cloud)

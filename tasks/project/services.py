@@ -187,7 +187,7 @@ def alone() -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{lock.name}: `make nightly` runs in this folder already; one is enough") from None
+            raise UserError(f"{lock.name}: `mor nightly` runs in this folder already; one is enough") from None
         yield
 
 

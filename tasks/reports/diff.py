@@ -102,7 +102,7 @@ def last_two(second: str | None = None) -> tuple[Run, Run]:
         runs = [later, *(run for run in runs if run.info.start_time < later.info.start_time)]
     if len(runs) > 1:
         return runs[1], runs[0]
-    raise UserError(f"two finished runs are needed to compare, and there are {len(runs)}: run the pipeline again (make run)")
+    raise UserError(f"two finished runs are needed to compare, and there are {len(runs)}: run the pipeline again (mor run)")
 
 
 def executions() -> list[Run]:
@@ -122,7 +122,7 @@ def _parent_of(run_id: str) -> Run | None:
 
 def _listed(runs: Sequence[Run]) -> str:
     lines = [f"  {run.info.run_id[:8]}  {_when(run)}  {run.info.run_name}" for run in runs[:LISTED]]
-    return "\n".join(lines + ["  ..."] * (len(runs) > LISTED)) or "  none; make run makes one"
+    return "\n".join(lines + ["  ..."] * (len(runs) > LISTED)) or "  none; mor run makes one"
 
 
 def _when(run: Run) -> str:

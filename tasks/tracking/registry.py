@@ -339,7 +339,7 @@ def pin(wanted: str | None = None) -> Candidate:
     """
     serving = champion()
     if wanted is None and serving is None:
-        raise UserError("There is no champion yet: a night makes one (`python -m flows.nightly`)")
+        raise UserError("There is no champion yet: a night makes one (`mor night`)")
     own = str(serving.policy) if serving else ""
     wanted = wanted or own
     known = {str(version.version): version for version in _versions(POLICY)}
@@ -397,7 +397,7 @@ def rollback() -> tuple[Candidate, Candidate]:
     """Let the champion before serve again; returns from and to. Raises ``UserError`` where there is none."""
     serving = champion()
     if serving is None:
-        raise UserError("There is no champion yet: a night makes one (`python -m flows.nightly`)")
+        raise UserError("There is no champion yet: a night makes one (`mor night`)")
     previous = mlflow_client().get_model_version(POLICY, str(serving.policy)).tags.get("mor.previous")
     if previous is None:
         raise UserError(
@@ -452,7 +452,7 @@ def ask(image: Path, prompt: str) -> tuple[Candidate, str, dict[str, float]]:
     """The champion, its answer, and each client's weight for such a prompt. Raises ``UserError`` without a champion."""
     serving, picture = champion(), encoded(image)
     if serving is None:
-        raise UserError("There is no champion yet: a night makes one (`python -m flows.nightly`)")
+        raise UserError("There is no champion yet: a night makes one (`mor night`)")
     row = load(POLICY, str(serving.policy)).predict(pd.DataFrame([{"image": picture, "prompt": prompt}])).iloc[0]
     weights = {name.removeprefix("weight."): float(np.round(row[name], 4)) for name in row.index if name.startswith("weight.")}
     return serving, str(row["answer"]), weights
