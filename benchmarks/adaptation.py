@@ -14,18 +14,16 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from benchmarks.catalogue import Change
+from mor.alignment.rounds import run_rounds, weigh
 from mor.config import Params
 from mor.federation import messages
 from mor.federation.ledger import Ledger
 from mor.federation.remote import RemoteClient, Transport
 from mor.rewards.model import CalibratedReward, ImplicitReward, RewardModel
-from mor.routing.router import Router
 from mor.seeds import integer
 from mor.vlm.load import Vlm
 from tasks.project.checkpoints import resumable
-from tasks.project.clients import client_service
-from tasks.stages.align import one_round, weigh
-from tasks.stages.router import fit_and_control, owners, public_prompts
+from tasks.project.clients import client_service, owners, server_of
 
 Weight = tuple[int, str, str, float]  # round, client, whose questions, mean weight in that round
 
@@ -48,10 +46,7 @@ def adapt(params: Params, change: Change, again: bool, ledger: Ledger) -> tuple[
     """
     folder = resumable("adapt", params.model_dump(include={"seed", "base", "clients", "router", "grpo"}), [])
     base = Vlm.load(params.base, params.evaluation.batch_size)
-    rows, images = public_prompts()
-    features = base.prompt_states([row.prompt for row in rows], images)
-    theirs = {category: who[0] for category, who in owners(params).items()}
-    now = 0
+    now = 1
 
     def transport(name: str) -> Transport:
         service = client_service(params, name, base)
@@ -64,20 +59,13 @@ def adapt(params: Params, change: Change, again: bool, ledger: Ledger) -> tuple[
         return lambda data: (after if now >= change.round else before)(data)
 
     clients = [RemoteClient(name, transport(name), ledger) for name in params.clients]
+    server = server_of(params, base, ledger, clients=clients)
+    theirs = {category: who[0] for category, who in owners(params.clients).items()}
     weights: list[Weight] = []
-    router, _ = fit_and_control(params, clients, base, features)
-    for now in range(1, params.grpo.rounds + 1):
-        done = folder / "rounds" / str(now)
-        if again and now > 1:
-            router, _ = fit_and_control(params, clients, base, features)
-        prompts = weigh(rows, images, router, features)
+    for done in run_rounds(server, folder, anew=again):
+        prompts = weigh(server, done.trained_with).values()
         for owner in params.clients:
-            asked = [p.weights for p in prompts.values() if theirs.get(p.category or "") == owner]
-            mean = np.mean(asked, axis=0).tolist()
-            weights += [(now, client, owner, w) for client, w in zip(params.clients, mean, strict=True)]
-        if done.exists():
-            ledger.restore(done / "ledger.json")
-        else:
-            one_round(now, params, prompts, router, features, clients, ledger, folder)
-        router = Router.load(done)
-    return folder / "rounds" / str(params.grpo.rounds) / "adapter", weights
+            mean = np.mean([p.weights for p in prompts if theirs.get(p.category or "") == owner], axis=0).tolist()
+            weights += [(done.number, client, owner, w) for client, w in zip(params.clients, mean, strict=True)]
+        now = done.number + 1
+    return done.adapter, weights

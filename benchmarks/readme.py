@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from mor.config import load_params
-from tasks.project import paths, runtime
+from tasks.project import command_line, paths
 
 README, EVERYTHING = Path("README.md"), Path("docs") / "benchmark.md"
 IMAGES = Path("docs") / "images"
@@ -49,4 +49,4 @@ def publish() -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(publish)
+    command_line.command(publish)

@@ -46,6 +46,7 @@ from benchmarks.results import (
 )
 from benchmarks.tables import Claim, claims, tables
 from mor.evaluation.statistics import Interval
+from mor.files import write_whole
 from tasks.reports.figures import BLANK, INK, PALETTE, QUIET, in_bytes, mix, panels, styled, words
 from tasks.reports.page import Drawing
 
@@ -94,10 +95,7 @@ def write_comparison(
         path = folder / f"{drawing.name}.png"
         drawing.figure.savefig(path, dpi=DPI, metadata={"Software": None})  # the same figure gives the same bytes
         drawings.append((drawing, path.read_bytes()))
-    html.parent.mkdir(parents=True, exist_ok=True)
-    partial = html.with_suffix(".partial")
-    partial.write_text(render(results, drawings, weak), encoding="utf-8")
-    partial.replace(html)
+    write_whole(html, render(results, drawings, weak))
     return results
 
 

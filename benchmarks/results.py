@@ -23,6 +23,7 @@ Quantities are named as in ``reports/metrics.json``: ``<measure>.<suite|mean|wor
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,6 +34,7 @@ from numpy.typing import NDArray
 
 from mor.evaluation.metrics import HELD_OUT, MEASURES
 from mor.evaluation.statistics import Estimate, Interval
+from mor.files import write_whole
 from mor.seeds import stream
 from tasks.reports.figures import SUMMARIES, words
 
@@ -96,14 +98,12 @@ def read_results(path: Path) -> list[Row]:
 
 def write_results(path: Path, rows: Iterable[Row]) -> None:
     """Write the CSV whole or not at all; methods come in one order, whichever was measured first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(field.name for field in fields(Row))
-        for row in sorted(rows, key=lambda row: (row.setting, row.method, row.learning_rate, row.seed)):  # stable
-            table.writerow(getattr(row, field.name) for field in fields(Row))
-    partial.replace(path)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(field.name for field in fields(Row))
+    for row in sorted(rows, key=lambda row: (row.setting, row.method, row.learning_rate, row.seed)):  # stable
+        table.writerow(getattr(row, field.name) for field in fields(Row))
+    write_whole(path, text.getvalue())
 
 
 # --- methods and settings in words ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How rightly the router routes by how private the clients' means are; after `make run`, on its data.
+"""How rightly the router routes by how private the clients' means are; after `mor run`, on its data.
 
 Prints the share of the clients' evaluation questions whose owner has the largest weight, and the owner's mean weight, over
 several draws of the noise: by components of the basis, by the number of a client's prompts, by epsilon. Trains nothing.
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mor.config import load_params
-from tasks.project import paths, runtime
+from tasks.project import command_line, paths
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,8 @@ def routed(
     import numpy as np
     import torch
 
-    from mor.routing.means import basis, clipped, nearest_mean, released
+    from mor.federation.private_mean import clipped, released
+    from mor.routing.means import basis, nearest_mean
 
     mean, projection = basis(public, components)
     rng = np.random.default_rng(draw)
@@ -51,19 +52,18 @@ def measure(draws: Annotated[int, typer.Option(min=1, help="of the noise")] = 8)
     import numpy as np
 
     from mor.data.schema import load_images
+    from mor.federation.server import prompt_features
     from mor.vlm.load import Vlm
+    from tasks.project.clients import pairs_of, public_prompts
     from tasks.stages.evaluate import read_suites
-    from tasks.stages.reward import split
-    from tasks.stages.router import public_prompts
 
     params = load_params(paths.PARAMS)
     base = Vlm.load(params.base, params.evaluation.batch_size)
-    rows, images = public_prompts()
-    public = base.prompt_states([row.prompt for row in rows], images)
+    public = prompt_features(base, public_prompts())
     counts, own, asked = (300, 30), [], []
     for client, suite in read_suites(params.clients).items():
         if client in params.clients:
-            trained, kept = split(params, client)
+            trained, kept = pairs_of(params, client)
             told = [*kept, *trained][: max(counts)]
             own.append(base.prompt_states([row.prompt for row in told], load_images(paths.client_folder(client), told)))
             asked.append(base.prompt_states([row.prompt for row in suite], load_images(paths.EVAL, suite)))
@@ -79,4 +79,4 @@ def measure(draws: Annotated[int, typer.Option(min=1, help="of the noise")] = 8)
 
 
 if __name__ == "__main__":
-    runtime.command(measure)
+    command_line.command(measure)

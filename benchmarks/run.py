@@ -33,11 +33,13 @@ from benchmarks.results import DEFAULT, SEARCH, Results, Row, pack_hits, read_re
 from benchmarks.tables import console_tables
 from mor.config import Params, UserError, load_params, parse_params
 from mor.data.schema import Answer, Preference, read_rows, write_rows
+from mor.files import move_in
 from mor.routing.router import LEARNED
 from mor.seeds import integer, stream
 from tasks.project import paths
-from tasks.project.checkpoints import move_in, resumable
+from tasks.project.checkpoints import resumable
 from tasks.tracking import runs as tracking
+from tasks.tracking import store
 
 WORK = Path(".benchmark")
 RESULTS = Path("benchmarks") / "results" / "benchmark.csv"
@@ -89,7 +91,7 @@ class Place:
         run = Path("mlflow_run")  # the parent of all runs of this workspace
         if not run.exists():
             name = self.folder.relative_to(WORK).as_posix()
-            run.write_text(tracking.open_parent(f"benchmark {name}", name))
+            run.write_text(tracking.open_parent(f"benchmark {name}", self.params, name))
         os.environ[tracking.PARENT_VARIABLE] = run.read_text()
 
     @staticmethod
@@ -200,7 +202,8 @@ def _once(stage: str, run: Callable[[], None]) -> float:
 
 def make_weak_backbone(home: Path, place: Place, like: str) -> None:
     """The zoo model ``like`` once more with a tenth of its parameters."""
-    from mor.fedvqa.zoo import Size, train_zoo_model
+    from mor.fedvqa.architectures import Size
+    from mor.fedvqa.zoo import train_zoo_model
 
     place.enter(home)
     zoo = place.params.zoo
@@ -223,7 +226,7 @@ def make_data(home: Path, place: Place, thin: Mapping[str, float], attackers: Ma
     from tasks.stages.validate import validate_data
 
     place.enter(home)
-    _once("fedvqa", write_fedvqa)
+    _once("fedvqa", lambda: write_fedvqa(place.params.seed, place.params.fedvqa))
     validate_data(own, place.params.validation)
     for client, share in thin.items():
         rows = read_rows(paths.validated_client(client), Preference)
@@ -264,7 +267,7 @@ def make_reward(home: Path, place: Place, client: str) -> None:
     from tasks.stages.reward import train_reward
 
     place.enter(home)
-    _once(f"reward@{client}", lambda: train_reward(client))
+    _once(f"reward@{client}", lambda: train_reward(place.params, client))
     place.leave()
 
 
@@ -284,9 +287,9 @@ def inflate(client: str, factor: float) -> None:
 def run_method(home: Path, place: Place, cell: Cell, method: Method, setting: Setting, own: list[str]) -> list[Row]:
     """Train and evaluate one method; returns its rows. ``own`` are the clients that have a suite."""
     from benchmarks.adaptation import adapt
-    from mor.alignment.grpo import load_policy
     from mor.federation.ledger import Ledger
     from mor.vlm.load import Vlm
+    from mor.vlm.lora import load_policy
     from tasks.stages.align import align_policy
     from tasks.stages.evaluate import answer_suites, read_suites
     from tasks.stages.router import fit_router
@@ -316,8 +319,8 @@ def run_method(home: Path, place: Place, cell: Cell, method: Method, setting: Se
         else:
             if params.router.kind in ("preferences", "static"):
                 share_anchors(params)
-            seconds["router"] = _once("router", fit_router)
-            seconds["alignment"] = _once("align", align_policy)
+            seconds["router"] = _once("router", lambda: fit_router(params))
+            seconds["alignment"] = _once("align", lambda: align_policy(params))
             adapter, ledger = paths.POLICY, Ledger.load(paths.ROUTER / "ledger.json", paths.POLICY / "ledger.json")
             rows.append(row("kl", "all", json.loads(paths.stage_metrics("align").read_text())["align.kl"]))
         policy = load_policy(params.base, adapter, params.evaluation.batch_size)
@@ -342,10 +345,10 @@ def run_method(home: Path, place: Place, cell: Cell, method: Method, setting: Se
 
 def share_anchors(params: Params) -> None:
     """Let every client of this workspace share as many of the pairs that it kept back as the router asks for."""
-    from tasks.stages.reward import split
+    from tasks.project.clients import pairs_of
 
     shared = {
-        f"clients.{client}.shared_anchors": [pair.id for pair in split(params, client)[1][: params.router.anchors]]
+        f"clients.{client}.shared_anchors": [pair.id for pair in pairs_of(params, client)[1][: params.router.anchors]]
         for client in params.clients
     }
     values = changed(params, shared).model_dump(exclude_none=True)
@@ -362,13 +365,13 @@ def average(params: Params, method: Method, start: str, rate: float, ledger: Any
     """Parameter averaging over the clients' training pairs; returns the averaged adapter's folder."""
     from mor.baselines.averaging import Averaging, federated_average
     from mor.data.schema import load_images
-    from tasks.stages.reward import split
+    from tasks.project.clients import pairs_of
 
     assert method.objective in ("sft", "dpo")
     plan = params.benchmark.averaging
     private = {}
     for client in params.clients:
-        pairs, _ = split(params, client)
+        pairs, _ = pairs_of(params, client)
         private[client] = (pairs, load_images(paths.client_folder(client), pairs))
     described = Averaging(
         objective=method.objective, rounds=plan.rounds, local_steps=plan.local_steps, batch_size=plan.batch_size,
@@ -556,7 +559,7 @@ def compare(cells: list[Cell], jobs: int) -> list[Row]:
     there = f"{len(cells) - wanted} of {len(cells)} results are there"
     console.print(f"{there}; {len(units)} units of work to do, {jobs} at a time")
     if units:
-        tracking.prepare()
+        store.experiment()
     began = time.perf_counter()
 
     def done(unit: Unit, result: Any, left: int) -> None:

@@ -14,7 +14,7 @@ import typer
 
 from mor.config import ConfigError
 from mor.evaluation.metrics import Evaluation, Reply
-from tasks.project import paths, runtime
+from tasks.project import command_line, paths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,4 +70,4 @@ def draw(count: Annotated[int, typer.Option(min=1, help="questions shown")] = CO
 
 
 if __name__ == "__main__":
-    runtime.command(draw)
+    command_line.command(draw)

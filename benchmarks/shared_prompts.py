@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mor.config import load_params
-from tasks.project import runtime
+from tasks.project import command_line
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
 
-    from mor.alignment.mixed_reward import PublicPrompt
+    from mor.data.public import PublicPrompt
 
 
 class ShortAnswers:
@@ -38,15 +38,14 @@ def seconds(trainer: type[GRPOTrainer], prompts: list[PublicPrompt], steps: int)
     """Seconds of ``steps`` steps, and the adapter they end with."""
     from peft import get_peft_model_state_dict
 
-    from mor.alignment import grpo as rounds
+    from mor.alignment.grpo import train_round
 
     params = load_params()
-    rounds.SharedPromptTrainer = trainer  # type: ignore[misc, assignment]
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        model, _ = rounds.train_round(
+        model, _ = train_round(
             params.base, ShortAnswers(prompts), params.grpo.model_copy(update={"steps": steps, "checkpoint_steps": steps}),  # type: ignore[arg-type]
-            seed=0, adapter=None, checkpoints=Path(folder), callbacks=[],
+            seed=0, adapter=None, checkpoints=Path(folder), callbacks=[], trainer_class=trainer,
         )  # fmt: skip
         return time.perf_counter() - began, get_peft_model_state_dict(model)
 
@@ -57,8 +56,8 @@ def measure(steps: Annotated[int, typer.Option(min=1, help="of each training")] 
     from PIL import Image
     from trl import GRPOTrainer
 
-    from mor.alignment.mixed_reward import PublicPrompt
     from mor.alignment.shared_prompts import SharedPromptTrainer
+    from mor.data.public import PublicPrompt
     from mor.fedvqa.render import ask
 
     rng = np.random.default_rng(0)
@@ -71,4 +70,4 @@ def measure(steps: Annotated[int, typer.Option(min=1, help="of each training")] 
 
 
 if __name__ == "__main__":
-    runtime.command(measure)
+    command_line.command(measure)

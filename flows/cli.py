@@ -49,11 +49,11 @@ class Lazy(TyperGroup):
 
 def command(entry: Entry) -> Any:
     """The command of an entry; ``command_settings()`` of its module, if there is one, says what is special about it."""
-    from tasks.project import runtime
+    from tasks.project import command_line
 
     module = import_module(f"flows.{entry.module}")
     special: dict[str, Any] = getattr(module, "command_settings", dict)()
-    return typer.main.get_command(runtime.command_line(getattr(module, entry.function), **special))
+    return typer.main.get_command(command_line.command_line(getattr(module, entry.function), **special))
 
 
 def listed() -> typer.Typer:

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mor.config import load_params
-from mor.text import shown
+from mor.text import printable
 from tasks.project import paths
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def run(
     params = load_params(paths.PARAMS)
     if not (to_release or to_discard or now):
         show(
-            [f"{label(path)}  {shown(path)}" for path in waiting(params)],
+            [f"{label(path)}  {printable(path)}" for path in waiting(params)],
             [found for found in deliveries() if found.state == "held"],
         )
         return
@@ -51,7 +51,7 @@ def run(
             if not ingest(params, f"{today} by hand"):
                 console.print(f"Nothing waits in {params.nightly.inbox}.")
         for delivery in [release(to_release)] if to_release else [discard(to_discard)] if to_discard else []:
-            console.print(f"{delivery.client}/{shown(delivery.name)}: {delivery.state}", highlight=False, markup=False)
+            console.print(f"{delivery.client}/{printable(delivery.name)}: {delivery.state}", highlight=False, markup=False)
             if delivery.state == "merged":
                 console.print("The next night trains on it, or `dvc repro` now.")
 
@@ -67,5 +67,5 @@ def show(waits: list[str], held: list[Delivery]) -> None:
     for delivery in held:
         counts = (str(delivery.rows), str(delivery.accepted))
         cells = (f"{delivery.client}/{delivery.name}", delivery.night, *counts, "\n".join(delivery.reasons))
-        table.add_row(*(Text(shown(cell, None, lines=True)) for cell in cells))
+        table.add_row(*(Text(printable(cell, None, lines=True)) for cell in cells))
     console.print(table)

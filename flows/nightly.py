@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from mor.config import UserError
-from tasks.project import runtime
+from tasks.project import decorators
 
 NAME = r"(?!.*\.\.)[0-9A-Za-z][0-9A-Za-z._-]{0,63}(?<![.])(?<!\.lock)"  # what git, too, takes for a tag
 
@@ -50,7 +50,7 @@ def _name() -> str:
 
 def _report(flow: Any, run: Any, state: Any) -> None:
     """Tell the webhook of an end that the night itself could not report."""
-    from tasks.project.services import notify
+    from tasks.project.webhook import notify
 
     notify({"night": str((run.parameters or {}).get("night") or ""), "state": state.name, "message": state.message or ""})
 
@@ -62,7 +62,7 @@ OPTIONS: dict[str, Any] = {
     "on_cancellation": [_report],
     "validate_parameters": False,
 }
-nightly = runtime.flow(**OPTIONS)(_night)
+nightly = decorators.flow(**OPTIONS)(_night)
 
 
 def _argument(night: str | None) -> str | None:
@@ -78,10 +78,11 @@ def run(
     ] = None,
 ) -> None:
     """A night with a Prefect server of its own, unless ``PREFECT_API_URL`` names one."""
-    from tasks.project.dvc import StageFailed, prefect_server
+    from tasks.project.dvc import StageFailed
+    from tasks.project.servers import temporary_prefect
 
-    with prefect_server():
+    with temporary_prefect():
         try:
-            runtime.flow(**OPTIONS)(_night)(night)
+            decorators.flow(**OPTIONS)(_night)(night)
         except StageFailed:
             sys.exit(1)  # the night has said why

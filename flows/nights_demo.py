@@ -25,7 +25,7 @@ def series(folder: Path, kills: int, seconds: dict[str, float], seed: int) -> di
     The kills are spread over the nights in proportion to ``seconds``, at moments drawn from ``seed``.
     """
     from tasks.nights import demo
-    from tasks.project.dvc import prefect_server
+    from tasks.project.servers import temporary_prefect
 
     console.print(f"[bold]{folder}[/]: a fresh project")
     demo.make_project(folder)
@@ -35,7 +35,7 @@ def series(folder: Path, kills: int, seconds: dict[str, float], seed: int) -> di
     taken, wrong, struck, home = {}, [], 0, Path.cwd()
     os.chdir(folder)  # the server's history belongs to the project
     try:
-        with prefect_server() as address:
+        with temporary_prefect() as address:
             if address is None:
                 raise UserError(f"{folder}/.prefect/server.log: the Prefect server did not start")
             for act in demo.ACTS:

@@ -15,13 +15,13 @@ FROZEN, THAWED = "\n    frozen: true", "\n    frozen: false"
 
 def retrain_zoo() -> None:
     """Thaw the stage, run it, and put `dvc.yaml` back as it was, layout and all (`dvc freeze` would not)."""
-    from tasks.project import services
+    from tasks.project import processes
     from tasks.project.dvc import StageFailed, reproduce
 
     stages = paths.DVC_YAML.read_text()
     if stages.count(FROZEN) != 1:
         raise UserError(f"{paths.DVC_YAML}: expected one line `frozen: true`, in the stage zoo; git knows how it was")
-    services.heed_signals()
+    processes.heed_signals()
     paths.DVC_YAML.write_text(stages.replace(FROZEN, THAWED))
     try:
         reproduce(["zoo"])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tasks.project import runtime
+from tasks.project import command_line, decorators
 
 
 def serve(
@@ -18,8 +18,8 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8443,
 ) -> None:
     """Answer with scores, comparisons, one noised mean and shared anchors; nothing else leaves the client."""
-    runtime.known_client(client)
-    runtime.flow(name="serve")(answer)(client, host, port, certificate, key)
+    command_line.known_client(client)
+    decorators.flow(name="serve")(answer)(client, host, port, certificate, key)
 
 
 def answer(client: str, host: str, port: int, certificate: Path, key: Path) -> None:

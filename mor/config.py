@@ -1,18 +1,25 @@
 """Settings: ``params.yaml`` as frozen, validated models, one section a stage.
 
-Defaults live in ``params.yaml`` alone: every field here is required unless its absence has a meaning of its own.
+``params.yaml`` names every setting unless its absence has a meaning of its own. The sections that the library can be used with
+alone (``boundary``, ``router``, ``grpo``) have the same values as defaults here.
 Loads without torch, so that a wrong key is reported within a second.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from mor.errors import TRY_AGAIN as TRY_AGAIN
+from mor.errors import ConfigError as ConfigError
+from mor.errors import Unavailable as Unavailable
+from mor.errors import UserError as UserError
 
 RouterKind = Literal["means", "preferences", "online", "uniform", "random", "static", "oracle"]
 RewardKind = Literal["implicit", "head"]
@@ -44,22 +51,8 @@ def _plain(url: str) -> str:
 Address = Annotated[str, AfterValidator(_public)]
 ClientUrl = Annotated[str, AfterValidator(_plain)]
 
-
-class UserError(Exception):
-    """A mistake that the user can mend; the message says what was got, what was expected and what to do."""
-
-
-class Unavailable(UserError):
-    """What is needed does not answer now and may later; a stage that it ends has the exit code ``TRY_AGAIN``."""
-
-
-TRY_AGAIN = 75  # sysexits' EX_TEMPFAIL
 MOST_SIDE = 4096  # pixels; no larger picture is decoded or sent, whatever the settings say
 LONGEST_TEXT = 8_192  # characters of a prompt or an answer that can be sent
-
-
-class ConfigError(UserError, ValueError):
-    """``params.yaml`` cannot be used; the message names the key and the fix."""
 
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -163,46 +156,46 @@ class Rewards(Section):
 class Boundary(Section):
     """What leaves a client in a run, from its service's start to its end: its own settings count, not the server's."""
 
-    epsilon: Annotated[float, Field(ge=0)]  # of the one mean of prompt features, for the pair as the unit; 0 adds no noise
-    delta: Annotated[float, Field(gt=0, lt=1)]
-    prompts: Count  # that mean is over at most so many
-    means: Count  # bases in which it is given
-    scores: Count  # completions scored
-    comparisons: Count  # "A or B?" questions answered
+    epsilon: Annotated[float, Field(ge=0)] = 8.0  # of the one mean of prompt features, per pair; 0 adds no noise
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-05
+    prompts: Count = 300  # that mean is over at most so many
+    means: Count = 1  # bases in which it is given
+    scores: Count = 1000000  # completions scored
+    comparisons: Count = 10000  # "A or B?" questions answered
 
 
-class Router(Section):
-    kind: RouterKind
-    hidden: Count
-    temperature: Positive  # tau
-    top_k: Annotated[int, Field(ge=0)]  # 0 asks every client
-    least_weight: Share  # who has less than this share of a prompt's largest weight is not asked
-    components: Annotated[int, Field(ge=1, le=256)]  # of the basis in which a client gives its mean (means)
-    anchors: Annotated[int, Field(ge=1, le=1024)]  # shared pairs that each client is asked for (preferences, static)
-    control: Annotated[int, Field(ge=0)]  # control questions a client; who is not above chance is left out; 0 asks none
-    refit_pairs: Annotated[int, Field(ge=0)]  # "A or B?" questions a round for the online refit; 0 turns it off
-    trust: Annotated[float, Field(ge=0)]  # weight of KL(last router || refitted)
+class RouterSettings(Section):
+    kind: RouterKind = "means"
+    hidden: Count = 8
+    temperature: Positive = 1.0  # tau
+    top_k: Annotated[int, Field(ge=0)] = 0  # 0 asks every client
+    least_weight: Share = 0.02  # who has less than this share of a prompt's largest weight is not asked
+    components: Annotated[int, Field(ge=1, le=256)] = 48  # of the basis in which a client gives its mean (means)
+    anchors: Annotated[int, Field(ge=1, le=1024)] = 60  # shared pairs that each client is asked for (preferences, static)
+    control: Annotated[int, Field(ge=0)] = 64  # control questions a client; who is not above chance is left out; 0 asks none
+    refit_pairs: Annotated[int, Field(ge=0)] = 48  # "A or B?" questions a round for the online refit; 0 turns it off
+    trust: Annotated[float, Field(ge=0)] = 1.0  # weight of KL(last router || refitted)
 
 
-class Grpo(Section):
-    rounds: Count
-    steps: Count  # a round
-    prompts: Count  # a step
-    generations: Annotated[int, Field(ge=2)]  # completions a prompt
-    iterations: Count  # steps on the same completions: GRPO's mu
-    learning_rate: Positive
-    beta: Positive  # KL penalty; TRL's default of 0 would drop the reference
-    temperature: Positive
-    max_completion_tokens: Count
-    checkpoint_steps: Count
-    calibration: Literal["group", "reference"]
-    mixture: Literal["mean", "min", "median", "variance"]  # "mean" is weighted by the router, the others know no weights
-    quorum: Count  # clients that must answer
-    coverage: Share  # of a prompt's weight that must be with clients that answered, or nobody judges its answers
-    lora: Lora
+class GrpoSettings(Section):
+    rounds: Count = 2
+    steps: Count = 150  # a round
+    prompts: Count = 16  # a step
+    generations: Annotated[int, Field(ge=2)] = 8  # completions a prompt
+    iterations: Count = 2  # steps on the same completions: GRPO's mu
+    learning_rate: Positive = 0.001
+    beta: Positive = 0.5  # KL penalty; TRL's default of 0 would drop the reference
+    temperature: Positive = 1.0
+    max_completion_tokens: Count = 12
+    checkpoint_steps: Count = 10
+    calibration: Literal["group", "reference"] = "group"
+    mixture: Literal["mean", "min", "median", "variance"] = "mean"  # "mean" goes by the router, the others know no weights
+    quorum: Count = 2  # clients that must answer
+    coverage: Share = 0.5  # of a prompt's weight that must be with clients that answered, or nobody judges its answers
+    lora: Lora = Lora(rank=16, alpha=32, target_modules=["gate_proj", "up_proj", "down_proj"])
 
     @model_validator(mode="after")
-    def _whole_iterations(self) -> Grpo:
+    def _whole_iterations(self) -> GrpoSettings:
         if self.checkpoint_steps % self.iterations:
             raise ValueError(
                 f"checkpoint_steps {self.checkpoint_steps} must be a multiple of iterations {self.iterations}: "
@@ -218,7 +211,7 @@ class Evaluation(Section):
     samples: Count  # before-and-after samples a suite in the report
 
 
-class Averaging(Section):
+class AveragingSettings(Section):
     rounds: Count
     local_steps: Count  # of every client in a round
     batch_size: Count
@@ -230,7 +223,7 @@ class Benchmark(Section):
     seeds: list[int]
     search_seed: int  # of the learning-rate search; not among the seeds above
     search_factors: list[Positive]  # tried times each method's learning rate
-    averaging: Averaging
+    averaging: AveragingSettings
 
 
 class Bounds(Section):
@@ -304,8 +297,8 @@ class Params(Section):
     validation: Validation
     rewards: Rewards
     boundary: Boundary
-    router: Router
-    grpo: Grpo
+    router: RouterSettings
+    grpo: GrpoSettings
     evaluation: Evaluation
     benchmark: Benchmark
     nightly: Nightly
@@ -334,6 +327,7 @@ _ELSEWHERE = {  # where a secret belongs instead
     "git_remote": "Give git the login by `git config credential.helper`, or use an SSH key.",
 }
 _MOVED = {  # settings of earlier versions; their values are not repeated either
+    "compare": "this section is called benchmark now, and what was called benchmark is called fedvqa: rename both",
     "nightly.webhook": "a webhook's address is a secret, and git, DVC and MLflow keep and show what is written here: remove "
     "the key, set the environment variable MOR_WEBHOOK to the address, and replace the address if it was ever committed",
 }
@@ -349,12 +343,19 @@ def _known_keys(location: tuple[Any, ...]) -> str:
     return ", ".join(getattr(model, "model_fields", {}))
 
 
+def _left_out(values: dict[str, Any]) -> Iterator[str]:
+    """Settings with a default for the library's users, which a file must name all the same: it is where they are looked up."""
+    for section, model in (("boundary", Boundary), ("router", RouterSettings), ("grpo", GrpoSettings)):
+        if isinstance(given := values.get(section), dict):
+            yield from (f"{section}.{key}" for key in model.model_fields if key not in given)
+
+
 def parse_params(values: dict[str, Any], source: str = "params.yaml") -> Params:
     """Validate settings; raises ``ConfigError`` that names every wrong key, what was got and the fix."""
+    lines = [f"{source}: {key}: {_FIXES['missing']}" for key in _left_out(values)]
     try:
-        return Params.model_validate(values)
+        params = Params.model_validate(values)
     except ValidationError as error:
-        lines = []
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"])
             fix = _MOVED.get(key) or _FIXES.get(problem["type"], "{msg}; got {got!r}")
@@ -362,7 +363,9 @@ def parse_params(values: dict[str, Any], source: str = "params.yaml") -> Params:
             got = type(problem["input"]) if elsewhere else problem["input"]  # an address may hold a login
             told = {"known": _known_keys(problem["loc"]), "msg": problem["msg"], "got": got, "elsewhere": elsewhere}
             lines.append(f"{source}: {key}: " + fix.format_map(told))
-        raise ConfigError("\n".join(lines)) from None
+    if lines:
+        raise ConfigError("\n".join(lines))
+    return params
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

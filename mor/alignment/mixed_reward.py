@@ -13,28 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from mor.federation.quorum import require_quorum
+from mor.alignment.mixtures import Mixture, weighted_mean
+from mor.data.public import PublicPrompt
+from mor.federation.quorum import ask, require_quorum
 from mor.federation.remote import ClientError, RemoteClient
 from mor.rewards.calibration import standardise_groups
 from mor.routing.router import select
-
-
-@dataclass(frozen=True)
-class PublicPrompt:
-    """One public prompt with its image and the router's weights for it, shape (clients,), rows sum to 1."""
-
-    id: str
-    text: str
-    image: Image.Image
-    category: str | None
-    weights: NDArray[np.float64]
 
 
 def ask_clients(
@@ -44,45 +35,24 @@ def ask_clients(
 
     ``asked`` (N, clients) says whose opinion is wanted.
     """
-    scores = np.full(asked.shape, np.nan)
-    failures: dict[str, str] = {}
-    for k, client in enumerate(clients):
-        rows = np.flatnonzero(asked[:, k])
-        if not len(rows):
-            continue
-        try:
-            values = client.score(
-                [prompts[i].text for i in rows.tolist()],
-                [prompts[i].image for i in rows.tolist()],
-                [completions[i] for i in rows.tolist()],
-            )
-        except ClientError as error:
-            failures[client.name] = str(error)
-            continue
+    rows = {client.name: np.flatnonzero(asked[:, k]).tolist() for k, client in enumerate(clients)}
+
+    def score(client: RemoteClient) -> list[float | None]:
+        own = rows[client.name]
+        values = client.score([prompts[i].text for i in own], [prompts[i].image for i in own], [completions[i] for i in own])
         if all(value is None for value in values):
-            failures[client.name] = f"client {client.name}: it could score none of {len(values)} completions"
-            continue
-        scores[rows, k] = [np.nan if value is None else value for value in values]
+            raise ClientError(f"client {client.name}: it could score none of {len(values)} completions")
+        return values
+
+    answers, failures = ask([client for client in clients if rows[client.name]], score)
+    scores = np.full(asked.shape, np.nan)
+    for k, client in enumerate(clients):
+        if client.name in answers:
+            scores[rows[client.name], k] = [np.nan if value is None else value for value in answers[client.name]]
     return scores, failures
 
 
 MOST_DEVIATIONS = 10.0  # of a score from its client's mean, where scores are not standardised in groups
-
-# (standardised scores (N, K), weights (N, K), scores on the clients' own scales (N, K), rows in a group) -> (N,)
-Mixture = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int], NDArray[np.float64]]
-
-
-def mix(
-    scores: NDArray[np.float64], weights: NDArray[np.float64], raw: NDArray[np.float64] | None = None, size: int = 1
-) -> NDArray[np.float64]:
-    """Weighted mean over the clients that have a score, (N, K) x (N, K) -> (N,); NaN where no weighted client has one.
-
-    ``raw`` and ``size`` are there for other mixtures and change nothing here.
-    """
-    usable = np.where(np.isfinite(scores), weights, 0.0)
-    total = usable.sum(axis=1)
-    mixed = (usable * np.where(np.isfinite(scores), scores, 0.0)).sum(axis=1)
-    return np.where(total > 0, mixed / np.where(total > 0, total, 1.0), np.nan)
 
 
 @dataclass
@@ -100,10 +70,16 @@ class MixedReward:
     least: float = 0.0
     quorum: int = 1
     coverage: float = 0.5
-    mixture: Mixture = mix
+    mixture: Mixture = weighted_mean
     absent: dict[str, int] = field(default_factory=dict)
 
     __name__ = "mixed_reward"
+
+    @cached_property
+    def trusted(self) -> list[RemoteClient]:
+        """The clients that have a weight on some prompt."""
+        largest = np.max([row.weights for row in self.prompts.values()], axis=0)
+        return [client for client, weight in zip(self.clients, largest, strict=True) if weight > 0]
 
     def __call__(
         self,
@@ -122,8 +98,7 @@ class MixedReward:
         for name in failures:
             self.absent[name] = self.absent.get(name, 0) + 1
         unasked = [client.name for k, client in enumerate(self.clients) if not asked[:, k].any()]
-        trusted = [client for k, client in enumerate(self.clients) if any(row.weights[k] > 0 for row in self.prompts.values())]
-        require_quorum(trusted, failures, self.quorum, unasked)
+        require_quorum(self.trusted, failures, self.quorum, unasked)
         if self.calibration == "reference":  # who is a thousand deviations from its own mean does not count a thousandfold
             scores = np.clip(scores, -MOST_DEVIATIONS, MOST_DEVIATIONS)
         raw = scores.copy()
@@ -137,7 +112,7 @@ class MixedReward:
         return [float(value) if np.isfinite(value) else None for value in mixed]
 
     def _log(self, log_metric: Callable[[str, float], None], scores: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
-        mixed = mix(scores, weights)  # on the clients' own scales: standardised in groups, the mean would always be 0
+        mixed = weighted_mean(scores, weights)  # on the clients' own scales: standardised in groups, the mean would always be 0
         if np.isfinite(mixed).any():
             log_metric("mixed_score", float(np.nanmean(mixed)))
         for k, client in enumerate(self.clients):

@@ -1,8 +1,9 @@
-"""Rules that mix the clients' scores without a router: what MoR's weighted mean is compared with.
+"""Rules that mix the clients' scores: MoR's own, weighted by the router, and those that know no weights.
 
-All have one signature, that of ``mor.alignment.mixed_reward.mix``: standardised scores ``z`` (N, K), NaN where a client has
-none; the router's weights (N, K), of which these rules only heed which are above 0; and the scores ``raw`` (N, K) on
-the clients' own calibrated scales, in groups of ``size`` rows. They give (N,), NaN where no weighted client has a score.
+All have one signature: standardised scores ``z`` (N, K), NaN where a client has none; the router's weights (N, K), of which
+the others only heed which are above 0; and the scores ``raw`` (N, K) on the clients' own calibrated scales, in groups of
+``size`` rows. They give (N,), NaN where no weighted client has a score. A new rule
+is a function here and a line in ``MIXTURES``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,16 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from mor.alignment.mixed_reward import Mixture, mix
-
 Scores = NDArray[np.float64]
+Mixture = Callable[[Scores, Scores, Scores, int], Scores]
+
+
+def weighted_mean(scores: Scores, weights: Scores, raw: Scores | None = None, size: int = 1) -> Scores:
+    """The router decides: the mean over the clients that have a score, by their weights."""
+    usable = np.where(np.isfinite(scores), weights, 0.0)
+    total = usable.sum(axis=1)
+    mixed = (usable * np.where(np.isfinite(scores), scores, 0.0)).sum(axis=1)
+    return np.where(total > 0, mixed / np.where(total > 0, total, 1.0), np.nan)
 
 
 def minimum(scores: Scores, weights: Scores, raw: Scores, size: int) -> Scores:
@@ -36,7 +44,7 @@ def variance_weighted(scores: Scores, weights: Scores, raw: Scores, size: int) -
         spread = np.nan_to_num(np.nanvar(groups, axis=1))  # (groups, K)
     confident = np.repeat(spread, size, axis=0) * (weights > 0)
     nobody = confident.sum(axis=1, keepdims=True) == 0
-    return mix(scores, np.where(nobody, weights, confident), raw, size)
+    return weighted_mean(scores, np.where(nobody, weights, confident), raw, size)
 
 
 def _over_clients(statistic: Callable[..., Scores], scores: Scores, weights: Scores) -> Scores:
@@ -45,4 +53,4 @@ def _over_clients(statistic: Callable[..., Scores], scores: Scores, weights: Sco
         return statistic(np.where(weights > 0, scores, np.nan), axis=1)
 
 
-MIXTURES: dict[str, Mixture] = {"mean": mix, "min": minimum, "median": median, "variance": variance_weighted}
+MIXTURES: dict[str, Mixture] = {"mean": weighted_mean, "min": minimum, "median": median, "variance": variance_weighted}

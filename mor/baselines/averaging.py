@@ -41,14 +41,14 @@ from safetensors.torch import load_file, save
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from mor.alignment.grpo import ADAPTER_FILE
 from mor.config import ConfigError, Lora, split_revision
 from mor.data.schema import DataError, Preference
 from mor.federation.ledger import Ledger
-from mor.rewards.implicit import lora_config
 from mor.seeds import integer, stream
 from mor.vlm.load import ModelError, chat, load_model, load_processor
+from mor.vlm.lora import ADAPTER_FILE, lora_config
 from mor.vlm.plain import PlainText
+from mor.vlm.training import trl_arguments
 
 Adapter = dict[str, torch.Tensor]  # LoRA's matrices by PEFT's names
 
@@ -189,23 +189,11 @@ def local_trainer(
 
     It is silent and writes no file; ``scratch`` is the folder that TRL insists on.
     """
-    arguments: dict[str, Any] = {
-        "output_dir": str(scratch),
-        "max_steps": settings.local_steps,
-        "per_device_train_batch_size": settings.batch_size,
-        "train_sampling_strategy": "sequential",
-        "learning_rate": rate,
-        "lr_scheduler_type": "constant",
-        "max_length": None,
-        "activation_checkpointing": False,
-        "use_cpu": not torch.cuda.is_available(),
-        "bf16": torch.cuda.is_available(),
-        "logging_strategy": "no",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "report_to": [],
-        "seed": seed,
-    }
+    arguments = trl_arguments(
+        scratch, steps=settings.local_steps, batch_size=settings.batch_size, learning_rate=rate, seed=seed,
+        train_sampling_strategy="sequential", lr_scheduler_type="constant", max_length=None,
+        logging_strategy="no", save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
     common: dict[str, Any] = {
         "model": load_model(base),
         "train_dataset": rows,

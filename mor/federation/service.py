@@ -21,8 +21,8 @@ from PIL import Image
 from mor.config import Boundary
 from mor.data.schema import Answer, Preference
 from mor.federation import messages as m
+from mor.federation.private_mean import clipped, released
 from mor.rewards.model import RewardModel
-from mor.routing.means import clipped, released
 
 logger = logging.getLogger(__name__)
 BATCH = 128  # completions between two looks at whether the caller is still there
@@ -41,17 +41,16 @@ class CallerGone(Exception):
 class ClientService:
     """A client's side.
 
-    ``validation`` are pairs that the reward model was not trained on, ``images`` theirs. ``features`` gives the router
-    features, shape (N, F), of the private prompts that the mean is taken over, computed with the public base model.
+    ``features`` gives the router features, shape (N, F), of the private prompts that the mean is taken over, computed with the
+    public base model; ``ranked_rightly`` says of pairs of its own whether the reward model ranks them as its annotator does.
     ``anchors`` are the pairs that the client lists as shared, with their images; ``noise`` blurs the mean: nobody else
     may know its state.
     """
 
     reward_model: RewardModel
     boundary: Boundary
-    validation: Sequence[Preference] = ()
-    images: Sequence[Image.Image] = ()
     features: Callable[[], torch.Tensor] = field(default=lambda: torch.zeros(0, 0))
+    ranked_rightly: Callable[[], Sequence[bool]] = list
     answers: dict[str, Answer] = field(default_factory=dict)
     anchors: Sequence[tuple[Preference, Image.Image]] = ()
     noise: np.random.Generator = field(default_factory=np.random.default_rng)
@@ -140,18 +139,11 @@ class ClientService:
                     raise m.MessageError(f"a basis for {len(mean)} features; the base model has {features.shape[1]}")
                 noised, accuracy = released(
                     clipped(features, mean, projection),
-                    torch.tensor(self._ranked_rightly(), dtype=torch.float32),
+                    torch.tensor(self.ranked_rightly(), dtype=torch.float32),
                     epsilon=self.boundary.epsilon, delta=self.boundary.delta, rng=self.noise,
                 )  # fmt: skip
                 self._released[request] = m.MeansReply(noised.numpy().astype("<f4").tobytes(), accuracy)
             return self._released[request]
-
-    def _ranked_rightly(self) -> list[bool]:
-        """Whether the reward model ranks each validation pair as its annotator does."""
-        prompts, images = [pair.prompt for pair in self.validation], list(self.images)
-        chosen = self.reward_model.score(prompts, images, [pair.chosen for pair in self.validation])
-        rejected = self.reward_model.score(prompts, images, [pair.rejected for pair in self.validation])
-        return [c is not None and r is not None and c > r for c, r in zip(chosen, rejected, strict=True)]
 
 
 def _batches(rows: Sequence[tuple[int, str, str]]) -> Iterator[list[tuple[int, str, str]]]:

@@ -20,10 +20,12 @@ from transformers import TrainingArguments
 
 from mor.config import Rewards
 from mor.data.schema import Preference
-from mor.rewards.implicit import lora_config
+from mor.rewards.implicit import reward_schedule
 from mor.rewards.model import ScalarHead, last_answer_state
 from mor.vlm.load import Vlm
+from mor.vlm.lora import lora_config
 from mor.vlm.progress import ResumableTrainer, show_progress
+from mor.vlm.training import training_arguments
 
 
 class BradleyTerry(nn.Module):
@@ -69,25 +71,12 @@ def train_head(
         batch, mask = vlm.encode_answers([pairs[i].prompt for i in rows] * 2, [images[i] for i in rows] * 2, answers)
         return {**batch, "answer_mask": mask}
 
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, settings.steps // 10),
-        use_cpu=not torch.cuda.is_available(),
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        logging_steps=10,
-        save_steps=max(1, settings.steps // 4),
-        save_total_limit=1,
-        report_to=[],
-        seed=seed,
+    arguments = training_arguments(
+        checkpoints, seed=seed, remove_unused_columns=False, dataloader_pin_memory=False, **reward_schedule(settings)
     )
     trainer = ResumableTrainer(
         BradleyTerry(vlm, head, settings.centre),
-        arguments,
+        TrainingArguments(**arguments),
         train_dataset=list(range(len(pairs))),
         data_collator=collate,
     )

@@ -29,6 +29,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from mor.data.schema import Preference
 from mor.rewards.calibration import Calibration
 from mor.rewards.fingerprint import fingerprint, settings_digest, tensors_digest, vlm_digest
 from mor.vlm.load import ModelError, Vlm, batches
@@ -121,6 +122,14 @@ class CalibratedReward:
         raw = self.scorer([prompts[i] for i in asked], [images[i] for i in asked], [completions[i] for i in asked])
         values = dict(zip((keys[i] for i in asked), self.calibration.apply(raw).tolist(), strict=True))
         return [values[key] if math.isfinite(values[key]) else None for key in keys]
+
+
+def ranked_rightly(model: RewardModel, pairs: Sequence[Preference], images: Sequence[Image.Image]) -> list[bool]:
+    """Whether the reward model ranks each pair as its annotator does; not where it can score only one of the two."""
+    prompts = [pair.prompt for pair in pairs]
+    chosen = model.score(prompts, images, [pair.chosen for pair in pairs])
+    rejected = model.score(prompts, images, [pair.rejected for pair in pairs])
+    return [c is not None and r is not None and c > r for c, r in zip(chosen, rejected, strict=True)]
 
 
 def load_reward_model(folder: Path, batch_size: int = 128, backbone: str | None = None) -> CalibratedReward:

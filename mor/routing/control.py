@@ -20,7 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mor.federation.remote import ClientError, RemoteClient
+from mor.config import UserError
+from mor.federation.quorum import QuorumError, ask, require_quorum
+from mor.federation.remote import RemoteClient
+from mor.federation.server import Server
+from mor.routing.router import Router
+from mor.seeds import stream
+from mor.vlm.load import Vlm
 
 Z = 1.96
 
@@ -38,6 +44,40 @@ class Share:
         return self.questions > 0 and self.value <= 0.5 + Z * 0.5 / math.sqrt(self.questions)
 
 
+def control_clients(router: Router, server: Server, base: Vlm) -> tuple[dict[str, Share], list[str], dict[str, str]]:
+    """Ask the control questions; returns each client's share of fitting answers, who failed, and why others were silent.
+
+    Where every client fails, the base must be no judge, and nobody did. That is not known where some were silent or are out
+    already: then it raises ``QuorumError`` or ``UserError``. Raises ``QuorumError`` below the quorum too.
+    """
+    settings, prompts = server.settings, server.prompts
+    budget, rng = min(settings.router.control, len(prompts)), stream(settings.seed, "control", str(len(router.excluded)))
+    asked = [client for client, lost in zip(server.clients, router.lost, strict=True) if not lost]
+    pool = rng.choice(len(prompts), size=min(len(prompts), 2 * budget * len(router.clients)), replace=False).tolist()
+    texts, images = [prompts[i].text for i in pool], [prompts[i].image for i in pool]
+    answers = base.answer(texts, images, settings.grpo.max_completion_tokens)
+    weights = router.weights(server.features[pool]).double().numpy()
+    columns = [router.clients.index(client.name) for client in asked]
+    shares, silent = control_shares(asked, weights[:, columns], texts, images, answers, budget, rng)
+    require_quorum(asked, silent, settings.grpo.quorum)
+    judged = {name: share for name, share in shares.items() if share.questions}
+    failed = [name for name, share in judged.items() if share.not_above_chance]
+    if len(failed) == len(judged):
+        _nobody_passed(failed, list(silent), router.excluded)
+        failed = []
+    return shares, failed, silent
+
+
+def _nobody_passed(failed: Sequence[str], silent: Sequence[str], excluded: Sequence[str]) -> None:
+    """Raise ``QuorumError`` or ``UserError`` where it is not known whether the base is no judge, or the clients are bad."""
+    if not failed or not (silent or excluded):
+        return
+    told = f"nobody who answers the control questions passes them ({', '.join(failed)})"
+    if silent:
+        raise QuorumError(f"{told}, and {', '.join(silent)} did not answer; bring them back and run `dvc repro` again")
+    raise UserError(f"{told}, and {', '.join(excluded)} had no part: no reward model here can be trusted; train them longer")
+
+
 def control_shares(
     clients: Sequence[RemoteClient],
     weights: NDArray[np.float64],
@@ -52,23 +92,24 @@ def control_shares(
     ``answers`` are the base's own to the N ``prompts``. A client is asked ``budget`` questions, drawn in proportion to its
     ``weights`` (N, clients).
     """
-    shares, failures = {}, {}
+    drawn: dict[str, list[int]] = {}
+    questions: dict[str, tuple[list[str], list[Image.Image], list[str]]] = {}
     for k, client in enumerate(clients):
-        shares[client.name] = Share(float("nan"), 0)
         if not weights[:, k].any():
             continue
         claimed = weights[:, k] / weights[:, k].sum()
-        drawn = rng.choice(len(prompts), size=min(budget, int((claimed > 0).sum())), replace=False, p=claimed).tolist()
-        others = [_another(i, prompts, answers, rng) for i in drawn]
-        texts, pictures = [prompts[i] for i in drawn] * 2, [images[i] for i in drawn] * 2
-        try:
-            scores = client.score(texts, pictures, [answers[i] for i in (*drawn, *others)])
-        except ClientError as error:
-            failures[client.name] = str(error)
-            continue
-        pairs = zip(scores[: len(drawn)], scores[len(drawn) :], strict=True)
-        fitting = [a is not None and b is not None and a > b for a, b in pairs]
-        shares[client.name] = Share(float(np.mean(fitting)), len(drawn))
+        own = rng.choice(len(prompts), size=min(budget, int((claimed > 0).sum())), replace=False, p=claimed).tolist()
+        others = [_another(i, prompts, answers, rng) for i in own]
+        drawn[client.name] = own
+        questions[client.name] = (
+            [prompts[i] for i in own] * 2, [images[i] for i in own] * 2, [answers[i] for i in (*own, *others)]
+        )  # fmt: skip
+    scores, failures = ask([c for c in clients if c.name in drawn], lambda client: client.score(*questions[client.name]))
+    shares = {client.name: Share(float("nan"), 0) for client in clients}
+    for name, values in scores.items():
+        n = len(drawn[name])
+        fitting = [a is not None and b is not None and a > b for a, b in zip(values[:n], values[n:], strict=True)]
+        shares[name] = Share(float(np.mean(fitting)), n)
     return shares, failures
 
 

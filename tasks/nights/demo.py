@@ -27,7 +27,7 @@ from mor.data.schema import Preference, read_rows, write_rows
 from mor.fedvqa.write import image_digests, write_client
 from mor.seeds import stream
 from tasks.project import guard, paths
-from tasks.project.dvc import OWNER_VARIABLE
+from tasks.project.processes import NIGHT_VARIABLE, marked
 
 DEMO = Path(".demo")
 SIZES: dict[str, dict[str, Any]] = {
@@ -159,12 +159,7 @@ def kill(process: subprocess.Popen[bytes], project: Path, whole: bool) -> None:
 
     victims = [psutil.Process(process.pid)]
     if whole:
-        for other in psutil.process_iter():
-            try:
-                if other.environ().get(OWNER_VARIABLE) == str(project.resolve()):
-                    victims.append(other)
-            except psutil.Error:
-                continue
+        victims += marked(NIGHT_VARIABLE, str(project.resolve()))
     for victim in victims:
         try:
             victim.send_signal(signal.SIGKILL)

@@ -53,18 +53,18 @@ from mor.data import pictures
 from mor.data.drift import Decision, Finding, agreement, compare, decide, image_statistics
 from mor.data.schema import Preference, load_images
 from mor.fedvqa.write import MARKER
+from mor.files import DRAFT, sync, write_whole
 from mor.seeds import stream
-from mor.text import shown, told
+from mor.text import printable, public_message
 from tasks.nights.inbox import ABSENT, CHUNK, Stray, TooLarge, copy, entries, lines, opened, remove
 from tasks.project import paths
 from tasks.reports.drift_figure import drift_figure
-from tasks.stages.validate import DataSet, Verdict, check_delivery, inspect_set, quarantine_text, shared_tables
+from tasks.stages.validate import DataReport, DataSet, check_delivery, inspect_set, quarantine_text, shared_tables
 
 if TYPE_CHECKING:
     from mor.rewards.model import RewardModel
 
 ROWS, QUARANTINE, RECORD = "delivery.jsonl", "quarantine.jsonl", "delivery.json"
-DRAFT = ".partial"
 MOST_PICTURES = 500  # read on each side for image statistics
 MOST_PAIRS = 300  # ranked on each side by the reward model
 MOST_PIXELS = 1 << 26  # decoded at a time
@@ -111,7 +111,7 @@ class Delivery(BaseModel):
 
     def save(self) -> None:
         """Write what became of it, at once."""
-        _replace(self.folder / RECORD, self.text.encode())
+        write_whole(self.folder / RECORD, self.text.encode())
 
     @property
     def text(self) -> str:
@@ -286,7 +286,7 @@ class Intake:
         (draft / RECORD).write_text(delivery.text, encoding="utf-8")
         _settle_on_disk(draft)
         draft.rename(delivery.folder)  # from here on it is taken in
-        _sync(delivery.folder.parent)
+        sync(delivery.folder.parent)
         self.finish(delivery, judged)
 
     def finish(self, delivery: Delivery, judged: Judged | None = None) -> Delivery:
@@ -364,9 +364,9 @@ class Intake:
 
     def _kept_back(self, client: str) -> list[Preference]:
         """Pairs that the client's reward model was not trained on."""
-        from tasks.stages.reward import split  # imports torch
+        from tasks.project.clients import pairs_of  # imports torch
 
-        return split(self.params, client)[1]
+        return pairs_of(self.params, client)[1]
 
 
 def last_reward_model(client: str) -> RewardModel | None:
@@ -401,7 +401,7 @@ def _attempt(do: Callable[..., object], what: object, client: str, name: str, fi
     except Exception as error:  # whatever it is, it must not cost the other clients their night
         if not isinstance(error, UserError):
             console.print("".join(traceback.format_tb(error.__traceback__)), markup=False, highlight=False)  # code, no values
-        refused = {"client": shown(client), "name": name, "file": shown(file), "reasons": [told(error)]}
+        refused = {"client": printable(client), "name": name, "file": printable(file), "reasons": [public_message(error)]}
         return [Delivery(night=night, state="refused", **refused)]  # type: ignore[arg-type]
     return []
 
@@ -422,8 +422,8 @@ def _held(name: str) -> Delivery:
     own = [{delivery.name, delivery.digest[:8]} for delivery in held]
     found = [d for d, names in zip(held, own, strict=True) if name in names | {f"{d.client}/{each}" for each in names}]
     if len(found) != 1:
-        names = ", ".join(f"{delivery.client}/{shown(delivery.name)}" for delivery in held) or "none"
-        raise DeliveryError(f"{shown(name)}: {len(found)} held deliveries have that name; expected one of: {names}")
+        names = ", ".join(f"{delivery.client}/{printable(delivery.name)}" for delivery in held) or "none"
+        raise DeliveryError(f"{printable(name)}: {len(found)} held deliveries have that name; expected one of: {names}")
     return found[0]
 
 
@@ -476,7 +476,7 @@ def _with_clashes(table: pd.DataFrame, known: Sequence[Pair], pairs: Sequence[Pa
     return table.assign(**{name: pd.Series(values, dtype=object) for name, values in columns.items()})
 
 
-def _counted(verdict: Verdict) -> list[str]:
+def _counted(verdict: DataReport) -> list[str]:
     return [f"{_rows(len(fault.lines))}: expected that {fault.claim}, got {fault.got[0]}" for fault in verdict.faults]
 
 
@@ -642,7 +642,7 @@ def _digest(folder: Path) -> str:
 
 def _write_quarantine(folder: Path, judged: Judged) -> None:
     if judged.aside:
-        _replace(folder / QUARANTINE, quarantine_text(judged.table, judged.aside).encode())
+        write_whole(folder / QUARANTINE, quarantine_text(judged.table, judged.aside).encode())
     else:
         (folder / QUARANTINE).unlink(missing_ok=True)
 
@@ -661,13 +661,13 @@ def _merge(delivery: Delivery, pairs: Sequence[Pair]) -> None:
         suffix = source.suffix.lower()
         name = f"images/{hashlib.sha256(content).hexdigest()[:16]}{suffix if suffix in SUFFIXES else ''}"
         if not (home / name).exists():
-            _replace(home / name, content)
+            write_whole(home / name, content)
         row = pair.row.model_copy(update={"image": name}).model_dump(exclude_defaults=True)
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     file = paths.client_preferences(delivery.client)
     before = file.read_bytes() if file.exists() else b""
     ended = before if before.endswith(b"\n") or not before else before + b"\n"
-    _replace(file, ended + "".join(lines).encode())
+    write_whole(file, ended + "".join(lines).encode())
 
 
 def _clear_inbox(inbox: Path, delivery: Delivery, most: Bounds) -> None:
@@ -726,23 +726,6 @@ def _is_there(root: Path, name: str) -> bool:
     return False
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    draft = path.with_name(path.name + DRAFT)
-    draft.write_bytes(content)
-    _sync(draft)
-    draft.replace(path)
-    _sync(path.parent)
-
-
 def _settle_on_disk(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)

@@ -16,7 +16,6 @@ Failed       a step failed, and its error says why; the next night tries again
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -34,14 +33,19 @@ from rich.console import Console
 
 from mor.config import Params, Unavailable, UserError, load_params
 from mor.evaluation.gate import Verdict
-from mor.text import shown, told
+from mor.files import write_whole
+from mor.text import printable, public_message
 from tasks.nights import ingest
-from tasks.project import paths, runtime
-from tasks.project.dvc import DVC, StageOutcome, end_leftovers, outdated_stages, run_stage, stage_order
-from tasks.project.services import notify
+from tasks.project import decorators, paths
+from tasks.project.dvc import DVC, StageOutcome, outdated_stages, run_stage, stage_order
+from tasks.project.processes import end_night_processes, hold_lock
+from tasks.project.webhook import notify
 from tasks.reports.night_page import Night, render_night
-from tasks.tracking import registry, trial
+from tasks.tracking import registry, store, trial
 from tasks.tracking import runs as tracking
+from tasks.tracking.judging import judge_candidate
+from tasks.tracking.open_run import StageRun
+from tasks.tracking.packaging import register
 
 T = TypeVar("T")
 Ending = Literal["Unchanged", "Held", "Promoted", "Refused"]
@@ -66,22 +70,20 @@ class Course:
     verdict: Verdict | None = None
 
     def save(self) -> None:
-        draft = CURRENT.with_suffix(".partial")
-        draft.write_text(json.dumps({"night": self.night, "work": self.work, "failed": self.ending == "Failed"}))
-        draft.replace(CURRENT)
+        write_whole(CURRENT, json.dumps({"night": self.night, "work": self.work, "failed": self.ending == "Failed"}))
 
 
 def run_night(night: str | None = None) -> Course:
     """One whole night; its name is today's date unless given. Raises ``UserError`` if one is under way."""
     params = load_params(paths.PARAMS)
     with alone():
-        end_leftovers()
+        end_night_processes()
         course = begin(params, night)
         _tell(course, "Running", "")
         try:
             follow(params, course)
         except Exception as error:
-            course.ending, course.message = "Failed", told(error)
+            course.ending, course.message = "Failed", public_message(error)
             _finish(params, course)
             raise
         _finish(params, course)
@@ -92,11 +94,7 @@ def run_night(night: str | None = None) -> Course:
 def alone() -> Iterator[None]:
     """Hold the project's lock; raises ``UserError`` where another night has it."""
     paths.NIGHTS.mkdir(exist_ok=True)
-    with (paths.NIGHTS / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{lock.name}: another night is under way in this folder; wait for its end") from None
+    with hold_lock(paths.NIGHTS / "lock", "another night is under way in this folder; wait for its end"):
         yield
 
 
@@ -113,20 +111,20 @@ def begin(params: Params, night: str | None) -> Course:
 
 def follow(params: Params, course: Course) -> None:
     """The steps, in order."""
-    step("settle", registry.settle)
+    step("settle", registry.restore_aliases)
     course.deliveries = [found.shared(params.clients) for found in step("ingest", ingest.ingest, params, course.night)]
     step("version", version_clients, params)
     held = [f"{d.client}: {d.name}: {'; '.join(d.reasons)}" for d in course.deliveries if d.state == "held"]
     if not course.work:
         stale = outdated_stages()
         taken = any(delivery.state == "merged" and delivery.accepted for delivery in course.deliveries)
-        course.work = stale != [] or taken or not registry.is_judged(params)
+        course.work = stale != [] or taken or not registry.is_judged(params.gate)
         course.save()
     if not course.work:
         course.ending = "Held" if held else "Unchanged"
         course.message = "\n".join(held) or _quiet(course)
         return
-    os.environ[tracking.PARENT_VARIABLE] = run_id = _run_of(course)
+    os.environ[tracking.PARENT_VARIABLE] = run_id = _run_of(course, params)
     try:
         _train(params, course, run_id)
     finally:
@@ -134,21 +132,21 @@ def follow(params: Params, course: Course) -> None:
     course.message = "\n".join(filter(None, [course.message, *(f"held: {text}" for text in held)]))
 
 
-def _run_of(course: Course) -> str:
+def _run_of(course: Course, params: Params) -> str:
     """The night's MLflow run, made when first asked for."""
     execution = f"night {course.night}"
-    return tracking.find_parent(execution) or tracking.open_parent(execution, execution, {"mor.night": course.night})
+    return tracking.find_parent(execution) or tracking.open_parent(execution, params, execution, {"mor.night": course.night})
 
 
 def _train(params: Params, course: Course, run_id: str) -> None:
     """Stages, registry and gate, all recorded below the night's MLflow run."""
     for stage in stage_order():
         course.stages.append(_stage_step(params, stage, run_id))
-    step("record", tracking.reconcile, run_id)
-    candidate = step("register", registry.register, course.night, run_id, params)
-    verdict = step("gate", registry.judge_candidate, candidate, params)
-    verdict = step("try", trial.try_candidate, candidate, verdict, params)
-    step("promote", registry.promote, candidate, verdict, params)
+    step("record", tracking.reconcile, run_id, params)
+    candidate = step("register", register, course.night, run_id, params)
+    verdict = step("gate", judge_candidate, candidate, params)
+    verdict = step("try", trial.try_candidate, candidate, verdict, params.gate)
+    step("promote", registry.promote, candidate, verdict, params.gate)
     course.verdict = verdict
     course.ending = "Promoted" if verdict.passed else "Refused"
     course.message = "" if verdict.passed else "; ".join(verdict.reasons)
@@ -234,7 +232,7 @@ def step(name: str, function: Callable[..., T], *arguments: Any, retry: Params |
         delays = [retry.nightly.retry_delay * 2**n for n in range(retry.nightly.retries)]
         worth: Callable[..., bool] = lambda task, run, state: isinstance(state.result(raise_on_failure=False), Unavailable)  # noqa: E731
         options |= {"retries": len(delays), "retry_delay_seconds": delays, "retry_condition_fn": worth}
-    decorated: Callable[..., T] = runtime.task(**options)(function)
+    decorated: Callable[..., T] = decorators.task(**options)(function)
     return decorated(*arguments)
 
 
@@ -245,16 +243,16 @@ def _finish(params: Params, course: Course) -> None:
     """Write the page, commit and push what the night has made, tell how it ended; then it is over."""
     try:
         if course.work or course.deliveries:
-            step("report", write_night, course)
+            step("report", write_night, params, course)
         if course.ending != "Failed" and (course.work or course.deliveries):
             step("keep", keep, course)
             if params.nightly.push:
                 step("push", push, params, course.night, retry=params)
     except Exception as error:
         if course.ending != "Failed":
-            _tell(course, "Failed", told(error))
+            _tell(course, "Failed", public_message(error))
             raise
-        console.print(told(error), style="red", markup=False, highlight=False)
+        console.print(public_message(error), style="red", markup=False, highlight=False)
     _tell(course, course.ending, course.message)
     if course.ending == "Failed":
         course.save()
@@ -305,11 +303,11 @@ def _command(command: list[str], *, check: bool = True, error: type[UserError] =
         said = (done.stderr or done.stdout).strip().splitlines()
         open_ones = [line for line in said if not PRIVATE.search(line)]
         hidden = ["(what it said of clients' files is left out here; run it by hand)"] * (len(open_ones) < len(said))
-        raise error(f"{' '.join(command)} failed: {shown(chr(10).join([*open_ones, *hidden])[-1000:], None, lines=True)}")
+        raise error(f"{' '.join(command)} failed: {printable(chr(10).join([*open_ones, *hidden])[-1000:], None, lines=True)}")
     return done.stdout.strip()
 
 
-def write_night(course: Course) -> None:
+def write_night(params: Params, course: Course) -> None:
     """``reports/night.json`` and ``reports/night.html``, also kept in the night's MLflow run."""
     described = Night(
         night=course.night, ending=course.ending, message=course.message,
@@ -321,11 +319,11 @@ def write_night(course: Course) -> None:
     paths.NIGHT.parent.mkdir(exist_ok=True)
     paths.NIGHT.write_text(described.model_dump_json(indent=1) + "\n")
     paths.NIGHT_REPORT.write_text(render_night(described, ingest.drift_picture(course.deliveries)), encoding="utf-8")
-    run_id = _run_of(course)
-    run = tracking.StageRun(run_id, run_id, "night")
+    run_id = _run_of(course, params)
+    run = StageRun(run_id, run_id, "night")
     run.headline(_figures(course))
     tags = {"mor.ended": course.ending, "mor.message": course.message[:500]}
-    tracking.keep_files(run_id, [paths.NIGHT, paths.NIGHT_REPORT], tags)
+    store.keep_files(run_id, [paths.NIGHT, paths.NIGHT_REPORT], tags)
     tracking.close_parent(run_id, "FAILED" if course.ending == "Failed" else "FINISHED")
 
 
@@ -366,5 +364,5 @@ def _tell(course: Course, state: str, message: str) -> None:
     colour = {"Failed": "red", "Refused": "yellow", "Held": "yellow"}.get(state, "green")
     console.print(f"Night {course.night}: {state}", style=colour, end="" if message else "\n", markup=False, highlight=False)
     if message:
-        console.print(f": {shown(message, None, lines=True)}", markup=False, highlight=False)
+        console.print(f": {printable(message, None, lines=True)}", markup=False, highlight=False)
     notify({"night": course.night, "state": state, "message": message})

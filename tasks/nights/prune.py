@@ -26,7 +26,7 @@ from mor.config import Params, UserError, load_params
 from tasks.project import paths
 from tasks.project.dvc import DVC
 from tasks.reports.figures import in_bytes
-from tasks.tracking import runs as tracking
+from tasks.tracking import store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -77,7 +77,7 @@ def prune(yes: bool = False, cloud: bool = False) -> None:
 
 def make_plan(params: Params, cloud: bool = False) -> Plan:
     """What may go; raises ``UserError`` where that cannot be known without risk."""
-    nights, registry, last = tagged_nights(), read_registry(tracking.mlflow_client()), params.nightly.keep_nights
+    nights, registry, last = tagged_nights(), read_registry(store.mlflow_client()), params.nightly.keep_nights
     kept = _kept_nights(nights, registry, last)
     _refuse_risks(kept, nights, registry, cloud)
     stay = _kept_versions(registry, kept)
@@ -174,7 +174,7 @@ def _kept_versions(registry: Registry, kept: Collection[str]) -> set[tuple[str, 
 
 def _night_families() -> list[list[Run]]:
     """Every night's run with the runs below it, those in MLflow's trash too."""
-    found = tracking.search_runs("", deleted=True)
+    found = store.search_runs("", deleted=True)
     below: dict[str, list[Run]] = {}
     for run in found:
         below.setdefault(run.data.tags.get("mlflow.parentRunId", ""), []).append(run)
@@ -196,7 +196,7 @@ def carry_out(plan: Plan, params: Params, cloud: bool = False) -> None:
     """Delete what the plan names, then what DVC's cache holds for no tag, branch, experiment or the working folder."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    client = tracking.mlflow_client()
+    client = store.mlflow_client()
     for address in plan.files:  # a version's run may stay for another's sake
         get_artifact_repository(address).delete_artifacts()
     for name, number in plan.versions:

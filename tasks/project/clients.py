@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mor.config import ConfigError, Params, UserError, load_params
-from mor.data.schema import Answer, Preference, load_images, read_rows
+from mor.data.public import PublicPrompt
+from mor.data.schema import Answer, Preference, Prompt, load_images, read_rows
+from mor.data.split import split_pairs
 from mor.federation.endpoint import serve
 from mor.federation.http import HttpsTransport, check_token
 from mor.federation.ledger import Ledger
 from mor.federation.remote import RemoteClient, Transport
+from mor.federation.server import Server, Settings, prompt_features
 from mor.federation.service import ClientService
-from mor.rewards.model import load_reward_model
+from mor.rewards.model import load_reward_model, ranked_rightly
 from mor.seeds import stream
 from mor.vlm.load import Vlm
 from tasks.project import paths
-from tasks.project.runtime import task
-from tasks.stages.reward import split
+from tasks.project.decorators import task
 
 
 def connect_clients(params: Params, ledger: Ledger, base: Vlm | None = None) -> list[RemoteClient]:
@@ -38,6 +40,52 @@ def connect_clients(params: Params, ledger: Ledger, base: Vlm | None = None) -> 
     return remotes
 
 
+def server_of(
+    params: Params,
+    base: Vlm | None,
+    ledger: Ledger,
+    features: torch.Tensor | None = None,
+    clients: list[RemoteClient] | None = None,
+) -> Server:
+    """What the server of this project has; ``base`` may be left out where ``features`` of the prompts are given.
+
+    ``clients`` are those of ``params`` unless others are given.
+    """
+    prompts = public_prompts()
+    settings = Settings(params.seed, params.router, params.grpo, params.evaluation.batch_size)
+    return Server(
+        params.base,
+        connect_clients(params, ledger, base) if clients is None else clients,
+        prompts,
+        prompt_features(base or Vlm.load(params.base), prompts) if features is None else features,
+        settings,
+        ledger,
+        owners(params.clients) if params.router.kind == "oracle" else {},
+    )
+
+
+def public_prompts() -> list[PublicPrompt]:
+    """The server's validated prompts with their images."""
+    rows = read_rows(paths.VALIDATED_PUBLIC, Prompt)
+    images = load_images(paths.PUBLIC, rows)
+    return [PublicPrompt(row.id, row.prompt, image, row.category) for row, image in zip(rows, images, strict=True)]
+
+
+def owners(clients: Iterable[str]) -> dict[str, list[str]]:
+    """Which clients have pairs of each category: what only an oracle could know."""
+    table: dict[str, list[str]] = {}
+    for client in clients:
+        for category in {row.category for row in read_rows(paths.validated_client(client), Preference)} - {None}:
+            table.setdefault(str(category), []).append(client)
+    return table
+
+
+def pairs_of(params: Params, client: str) -> tuple[list[Preference], list[Preference]]:
+    """A client's pairs for training, and those it keeps back."""
+    pairs = read_rows(paths.validated_client(client), Preference)
+    return split_pairs(pairs, params.rewards.validation_share, params.seed, client)
+
+
 def client_service(
     params: Params, name: str, base: Vlm | None = None, noise: np.random.Generator | None = None
 ) -> ClientService:
@@ -45,21 +93,22 @@ def client_service(
 
     ``noise`` blurs its mean: derived from the seed where both sides are one process, which has nothing to hide from itself.
     """
-    trained, kept = split(params, name)
+    trained, kept = pairs_of(params, name)
     folder, answers = paths.client_folder(name), paths.client_answers(name)
-    told = [*kept, *trained][: max(params.boundary.prompts, 1)]
+    averaged = [*kept, *trained][: max(params.boundary.prompts, 1)]
+    model = load_reward_model(paths.reward_folder(name))
+    images = load_images(folder, kept)
 
     def features() -> torch.Tensor:
         public_base = base or Vlm.load(params.base, params.evaluation.batch_size)
-        return public_base.prompt_states([pair.prompt for pair in told], load_images(folder, told))
+        return public_base.prompt_states([pair.prompt for pair in averaged], load_images(folder, averaged))
 
     shared = shared_anchors(params, name, [*kept, *trained])
     return ClientService(
-        load_reward_model(paths.reward_folder(name)),
+        model,
         params.boundary,
-        kept,
-        load_images(folder, kept),
         features,
+        lambda: ranked_rightly(model, kept, images),
         {row.id: row for row in read_rows(answers, Answer)} if answers.exists() else {},
         list(zip(shared, load_images(folder, shared), strict=True)),
         noise or stream(params.seed, "means", name),

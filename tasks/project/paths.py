@@ -23,9 +23,7 @@ VALIDATED_PUBLIC = VALIDATED / "public.jsonl"
 VALIDATED_EVAL = VALIDATED / "eval"
 HELD_OUT = "held_out"  # the suite of the category that no client trained on
 
-ARCHIVE = (
-    DATA / "archive"
-)  # every delivery that was taken in, as it came, with what became of it; DVC keeps it (data/archive.dvc)
+ARCHIVE = DATA / "archive"  # every delivery as it came, with what became of it; DVC keeps it (data/archive.dvc)
 
 MODELS = Path("models")
 ZOO = MODELS / "zoo"

@@ -18,8 +18,9 @@ from rich.table import Table
 
 from mor.config import Params, UserError, load_params
 from mor.evaluation.metrics import Evaluation
+from mor.files import write_whole
 from mor.seeds import stream
-from mor.text import shown as printable
+from mor.text import printable
 from tasks.project import paths
 from tasks.reports.diff_page import (
     TITLES,
@@ -37,6 +38,7 @@ from tasks.reports.diff_page import (
 from tasks.reports.page import points
 from tasks.stages.report import png_bytes, thumbnail
 from tasks.tracking import runs as tracking
+from tasks.tracking import store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -107,7 +109,7 @@ def last_two(second: str | None = None) -> tuple[Run, Run]:
 
 def executions() -> list[Run]:
     """Every execution of the pipeline, newest first."""
-    found = tracking.search_runs("tags.`mor.execution` != ''")
+    found = store.search_runs("tags.`mor.execution` != ''")
     return sorted(found, key=lambda run: int(run.info.start_time), reverse=True)
 
 
@@ -115,7 +117,7 @@ def _parent_of(run_id: str) -> Run | None:
     """The run with that whole id, or the execution that it is a stage of."""
     if not re.fullmatch(r"[0-9a-f]{32}", run_id):
         return None
-    found = tracking.search_runs(f"attributes.run_id = '{run_id}'")
+    found = store.search_runs(f"attributes.run_id = '{run_id}'")
     parent = found[0].data.tags.get("mlflow.parentRunId") if found else None
     return _parent_of(parent) if parent else (found[0] if found else None)
 
@@ -135,7 +137,7 @@ def _when(run: Run) -> str:
 def read_side(run: Run) -> Side:
     """What MLflow holds of an execution; without answers where it ended before they were kept."""
     with TemporaryDirectory() as folder:
-        results = tracking.fetch_results(run.info.run_id, Path(folder))
+        results = store.fetch_results(run.info.run_id, Path(folder))
         answers = results / paths.EVALUATION.name
         evaluation = Evaluation.model_validate_json(answers.read_bytes()) if answers.exists() else None
     tags, params = run.data.tags, run.data.params
@@ -151,7 +153,7 @@ def read_side(run: Run) -> Side:
     return Side(
         name=name if "mor.night" in tags else f"{name} ({run.info.run_id[:8]})",
         facts={title: text for title, text in facts.items() if text},
-        params=tracking.telling(
+        params=tracking.with_effect(
             {name: None if value == "None" else value for name, value in params.items() if not _data(name)}
         ),
         versions={name.removeprefix("data."): value for name, value in params.items() if _data(name)},
@@ -278,15 +280,12 @@ def write_page(difference: Difference, params: Params, runs: Sequence[Run]) -> N
         confidence=confidence,
         links=_links(runs),
     )
-    paths.DIFF_REPORT.parent.mkdir(exist_ok=True)
-    partial = paths.DIFF_REPORT.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(paths.DIFF_REPORT)
+    write_whole(paths.DIFF_REPORT, page)
 
 
 def _links(runs: Sequence[Run]) -> dict[str, str]:
     """Pages of MLflow's user interface: both runs side by side, and each with its stages."""
     ids, experiments = ([getattr(run.info, name) for run in runs] for name in ("run_id", "experiment_id"))
     query = f"runs={quote(json.dumps(ids))}&experiments={quote(json.dumps(sorted(set(experiments))))}"
-    single = {f"{name} in MLflow": tracking.run_address(run) for name, run in zip("AB", runs, strict=True)}
-    return {"A and B side by side in MLflow": f"{tracking.interface()}/#/compare-runs?{query}"} | single
+    single = {f"{name} in MLflow": store.run_address(run) for name, run in zip("AB", runs, strict=True)}
+    return {"A and B side by side in MLflow": f"{store.interface()}/#/compare-runs?{query}"} | single

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from mor.alignment.grpo import load_policy
-from mor.config import Params, load_params
+from mor.config import Params
 from mor.data.schema import Preference, Question, load_images, read_rows
 from mor.evaluation.metrics import Evaluation, flatten, headline
 from mor.federation.ledger import Ledger
@@ -19,8 +18,9 @@ from mor.rewards.model import load_reward_model
 from mor.routing.router import Router
 from mor.seeds import stream
 from mor.vlm.load import Vlm
+from mor.vlm.lora import load_policy
 from tasks.project import paths
-from tasks.project.runtime import task
+from tasks.project.decorators import task
 from tasks.tracking.runs import stage_run
 
 
@@ -102,9 +102,8 @@ def _seconds() -> dict[str, float]:
 
 
 @task
-def evaluate_models() -> None:
+def evaluate_models(params: Params) -> None:
     """Write ``reports/evaluation.json`` and ``reports/metrics.json``."""
-    params = load_params(paths.PARAMS)
     with stage_run("evaluate", {"seed": params.seed, "evaluation": params.evaluation}) as run:
         suites = read_suites(params.clients)
         for suite, rows in suites.items():

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from mor.config import ConfigError, load_params
+from mor.config import ConfigError, FedVqa
 from mor.fedvqa.render import DOMAINS
 from mor.fedvqa.sheet import contact_sheet, data_card
 from mor.fedvqa.write import image_digests, write_client, write_evaluation, write_folder, write_public
 from mor.seeds import stream
 from tasks.project import paths
-from tasks.project.runtime import task
+from tasks.project.decorators import task
 from tasks.tracking.runs import stage_run
 
 
 @task
-def write_fedvqa() -> None:
+def write_fedvqa(seed: int, settings: FedVqa) -> None:
     """Generate every folder that does not hold somebody's own data."""
-    params = load_params(paths.PARAMS)
-    settings = params.fedvqa
     domains = list(settings.styles)
     known = [domain for domain in DOMAINS if domain != paths.HELD_OUT]
     if unknown := set(domains) - set(known):
         names = ", ".join(sorted(unknown))
         raise ConfigError(f"{paths.PARAMS}: fedvqa.styles: got {names}; expected domains among {', '.join(known)}")
-    with stage_run("fedvqa", {"seed": params.seed, "fedvqa": settings}) as run:
+    with stage_run("fedvqa", {"seed": seed, "fedvqa": settings}) as run:
         rows, folders = {}, {domain: paths.client_folder(domain) for domain in domains}
-        answers = write_public(paths.PUBLIC, settings.styles, settings.public, stream(params.seed, "public"))
+        answers = write_public(paths.PUBLIC, settings.styles, settings.public, stream(seed, "public"))
         taken = image_digests(paths.PUBLIC)
         for domain in domains:
             rows[domain] = write_folder(
@@ -39,7 +37,7 @@ def write_fedvqa() -> None:
                     error_rate=settings.error_rate,
                     answers=key,
                     taken=taken,
-                    rng=stream(params.seed, "client", domain),
+                    rng=stream(seed, "client", domain),
                 ),
             )
         taken = image_digests(paths.PUBLIC, *folders.values())
@@ -51,7 +49,7 @@ def write_fedvqa() -> None:
                 questions=settings.questions,
                 pairs=settings.held_out_pairs,
                 taken=taken,
-                rng=stream(params.seed, "evaluation"),
+                rng=stream(seed, "evaluation"),
             ),
         )
         for name, n in rows.items():

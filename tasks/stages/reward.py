@@ -10,25 +10,19 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from mor.config import Params, Rewards, load_params
-from mor.data.schema import Preference, load_images, read_rows
+from mor.config import Params, Rewards
+from mor.data.schema import load_images
+from mor.files import move_in
 from mor.rewards.calibration import Calibration
 from mor.rewards.head import train_head
 from mor.rewards.implicit import train_implicit
 from mor.rewards.model import load_reward_model
-from mor.seeds import integer, stream
+from mor.seeds import integer
 from tasks.project import paths
-from tasks.project.checkpoints import move_in, resumable
-from tasks.project.runtime import task
+from tasks.project.checkpoints import resumable
+from tasks.project.clients import pairs_of
+from tasks.project.decorators import task
 from tasks.tracking.runs import stage_run
-
-
-def split(params: Params, client: str) -> tuple[list[Preference], list[Preference]]:
-    """A client's pairs for training, and those it keeps back for calibration and the router."""
-    pairs = read_rows(paths.validated_client(client), Preference)
-    order = stream(params.seed, "split", client).permutation(len(pairs))
-    kept = max(1, round(params.rewards.validation_share * len(pairs)))
-    return [pairs[i] for i in order[kept:]], [pairs[i] for i in order[:kept]]
 
 
 def _save(fresh: Path, trained: Any, settings: Rewards, backbone: str) -> None:
@@ -47,13 +41,12 @@ def _save(fresh: Path, trained: Any, settings: Rewards, backbone: str) -> None:
 
 
 @task
-def train_reward(client: str) -> None:
+def train_reward(params: Params, client: str) -> None:
     """Train, calibrate on the pairs kept back, and move the finished reward model into place."""
-    params = load_params(paths.PARAMS)
     settings, backbone = params.rewards, params.clients[client].backbone
     stage = f"reward@{client}"
     with stage_run(stage, {"seed": params.seed, "client": client, "backbone": backbone, "rewards": settings}) as run:
-        train, kept = split(params, client)
+        train, kept = pairs_of(params, client)
         root = paths.client_folder(client)
         key = {"seed": params.seed, "backbone": backbone, "rewards": settings.model_dump()}
         folder = resumable(stage, key, [paths.validated_client(client)])

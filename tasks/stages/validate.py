@@ -10,39 +10,31 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
 from mor.config import Validation
-from mor.data.checks import TEXTS, Problem, inspect, json_types, repeated_ids, shared_images
-from mor.data.schema import DataError, Preference, Prompt, Question, Row, write_rows
-from mor.text import shown
+from mor.data.checks import Problem, inspect, repeated_ids, shared_images
+from mor.data.schema import DataError, write_rows
+from mor.files import fresh_folder
+from mor.text import printable
 from tasks.project import paths
-from tasks.project.runtime import task
+from tasks.project.decorators import task
 from tasks.stages.data_docs import make_inert
+from tasks.stages.expectations import KINDS, Role, expectations
 from tasks.tracking.runs import stage_run
 
 if TYPE_CHECKING:
     from great_expectations.core import ExpectationSuite, ExpectationSuiteValidationResult
-    from great_expectations.expectations.expectation import ColumnMapExpectation
 
 FEWEST_PAIRS = 10  # clean rows without which a client can train nothing
-DROP = "or remove the line"
 RESULTS = {"result_format": "COMPLETE", "unexpected_index_column_names": ["line"], "include_unexpected_rows": False}
-Role = Literal["clients", "public", "eval", "pairs", "inbox"]
-KINDS: dict[Role, type[Row]] = {
-    "clients": Preference,
-    "public": Prompt,
-    "eval": Question,
-    "pairs": Preference,
-    "inbox": Preference,  # rows on their way to a client's; their table has a column more, see ``check_delivery``
-}
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,7 @@ class DataSet:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DataReport:
     """What was found in one data set."""
 
     data: DataSet
@@ -105,7 +97,7 @@ def validate_data(clients: Sequence[str], settings: Validation) -> None:
         settle(verdicts, missing, settings)
 
 
-def check(clients: Sequence[str], settings: Validation) -> tuple[list[Verdict], list[str]]:
+def check(clients: Sequence[str], settings: Validation) -> tuple[list[DataReport], list[str]]:
     """Run every suite and build Data Docs; returns the verdicts, and the problems of sets that cannot be read at all."""
     sets, missing = find_sets(clients)
     tables: dict[DataSet, pd.DataFrame] = {}
@@ -135,7 +127,9 @@ def shared_tables(settings: Validation) -> dict[DataSet, pd.DataFrame]:
     return {data: inspect_set(data, settings) for data in sets}
 
 
-def check_delivery(data: DataSet, table: pd.DataFrame, shared: Mapping[DataSet, pd.DataFrame], settings: Validation) -> Verdict:
+def check_delivery(
+    data: DataSet, table: pd.DataFrame, shared: Mapping[DataSet, pd.DataFrame], settings: Validation
+) -> DataReport:
     """Judge rows that are to be added to a client's; nothing is written.
 
     Beside the columns of ``mor.data.checks``, ``table`` has ``id_taken``: where the client has that id already, else null.
@@ -171,7 +165,7 @@ def find_sets(clients: Sequence[str]) -> tuple[list[DataSet], list[str]]:
     return sets, [] if suites else [f"eval: {paths.EVAL}: no evaluation suite; {fix}"]
 
 
-def settle(verdicts: Sequence[Verdict], missing: Sequence[str], settings: Validation) -> None:
+def settle(verdicts: Sequence[DataReport], missing: Sequence[str], settings: Validation) -> None:
     """Write clean and quarantined rows, or raise ``DataError`` with all problems. Results of earlier runs are removed."""
     quarantine = settings.on_bad_rows == "quarantine"
     shutil.rmtree(paths.VALIDATED, ignore_errors=True)
@@ -201,64 +195,7 @@ def _mark_shared(tables: Mapping[DataSet, pd.DataFrame]) -> None:
             table["in_public"] = pd.Series(shared_images(table, public), dtype=object)
 
 
-def _suite(data: DataSet, settings: Validation) -> list[ColumnMapExpectation]:
-    """The expectations of a data set, on the columns of ``mor.data.checks``."""
-    kind = KINDS[data.role]
-    suite = [*_format_rules(kind), *_text_rules(kind, settings), *_picture_rules(data.root, settings)]
-    if kind is Preference:
-        suite += [
-            _expect("Null", "equal_answers", "chosen and rejected differ", f"correct one {DROP}"),
-            _expect("Null", "contradicted_by", "no other line prefers the opposite", "keep one of the two lines"),
-        ]
-    if data.role in ("clients", "inbox", "public"):
-        suite.append(_expect("Null", "in_test", "the picture is in no evaluation set", "remove the line: tests stay unseen"))
-    if data.role in ("clients", "inbox"):
-        suite.append(_expect("Null", "in_public", "the picture is not in the public set", "remove the line here or there"))
-    if data.role == "inbox":
-        suite.append(_expect("Null", "id_taken", "the id is not that of another pair", f"give the line another id {DROP}"))
-    return suite
-
-
-def _expect(rule: str, column: str, claim: str, fix: str, **bounds: Any) -> ColumnMapExpectation:
-    """``ExpectColumnValuesToBe<rule>``; nulls are skipped. Claim and fix are what a message says."""
-    from great_expectations.expectations import core
-
-    built: ColumnMapExpectation = getattr(core, f"ExpectColumnValuesToBe{rule}")(
-        column=column, description=claim, meta={"fix": fix}, **bounds
-    )
-    return built
-
-
-def _format_rules(kind: type[Row]) -> Iterator[ColumnMapExpectation]:
-    yield _expect("Null", "parse_error", "the line is a JSON object in UTF-8", f"correct {DROP}")
-    for key, types in json_types(kind).items():
-        claim, verb = f'"{key}" has the type {" or ".join(types)}', "correct" if "missing" in types else "add or correct"
-        yield _expect("InSet", f"{key}_type", claim, f"{verb} the key {DROP}", value_set=list(types))
-    yield _expect("Null", "id_repeated", "id is unique", f"give each line an id of its own {DROP}")
-
-
-def _text_rules(kind: type[Row], settings: Validation) -> Iterator[ColumnMapExpectation]:
-    for key in (key for key in TEXTS if key in kind.model_fields):
-        setting = f"max_{'prompt' if key == 'prompt' else 'answer'}_characters"
-        limit = None if key == "id" else int(getattr(settings, setting))
-        claim = f"{key} has 1 to {limit} characters" if limit else f"{key} has characters"
-        fix = f"rewrite it, raise validation.{setting} {DROP}" if limit else f"write it {DROP}"
-        yield _expect("Between", f"{key}_length", claim, fix, min_value=1, max_value=limit)
-
-
-def _picture_rules(root: Path, settings: Validation) -> Iterator[ColumnMapExpectation]:
-    yield _expect("Null", "image_outside", f"image is a path inside {root}", f"move the picture there {DROP}")
-    yield _expect("Null", "image_missing", f"image is a file in {root}", f"add the picture, correct the path {DROP}")
-    formats = " or ".join(settings.image_formats)
-    yield _expect("Null", "image_unreadable", "image can be decoded", f"save it again as {formats} {DROP}")
-    low, high = settings.min_image_side, settings.max_image_side
-    fix = f"resize it, change validation.min_image_side or max_image_side {DROP}"
-    for side in ("width", "height"):
-        claim = f"image {side} is {low} to {high} pixels"
-        yield _expect("Between", f"image_{side}", claim, fix, min_value=low, max_value=high)
-
-
-def _run_suites(tables: Mapping[DataSet, pd.DataFrame], settings: Validation) -> list[Verdict]:
+def _run_suites(tables: Mapping[DataSet, pd.DataFrame], settings: Validation) -> list[DataReport]:
     """Let Great Expectations validate every table and build the Data Docs of this run alone."""
     import great_expectations as gx
 
@@ -281,17 +218,19 @@ def _run_suites(tables: Mapping[DataSet, pd.DataFrame], settings: Validation) ->
     return verdicts
 
 
-def _run_suite(context: Any, source: Any, data: DataSet, table: pd.DataFrame, settings: Validation) -> Verdict:
+def _run_suite(context: Any, source: Any, data: DataSet, table: pd.DataFrame, settings: Validation) -> DataReport:
     """Let Great Expectations validate one table in ``context``."""
     import great_expectations as gx
 
     batch = source.add_dataframe_asset(data.name).add_batch_definition_whole_dataframe("all rows")
-    suite: ExpectationSuite = context.suites.add(gx.ExpectationSuite(data.name, expectations=_suite(data, settings)))
+    suite: ExpectationSuite = context.suites.add(
+        gx.ExpectationSuite(data.name, expectations=expectations(data.role, data.root, settings))
+    )
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=data.name, data=batch, suite=suite))
     # Data Docs show what is wrong, not what people wrote
     frame = table.drop(columns=["text", "id"]).assign(id_repeated=pd.Series(repeated_ids(table), table.index, dtype=object))
     result = definition.run(batch_parameters={"dataframe": frame}, result_format=RESULTS)
-    return Verdict(data, table, len(suite.expectations), _faults(data, result))
+    return DataReport(data, table, len(suite.expectations), _faults(data, result))
 
 
 def _faults(data: DataSet, result: ExpectationSuiteValidationResult) -> list[Problem]:
@@ -310,11 +249,11 @@ def _faults(data: DataSet, result: ExpectationSuiteValidationResult) -> list[Pro
     return faults
 
 
-def _show(verdict: Verdict, console: Console) -> None:
+def _show(verdict: DataReport, console: Console) -> None:
     bad, passed = len(verdict.reasons), verdict.expectations - len(verdict.faults)
     mark = "[red]✗[/]" if verdict.faults or verdict.too_small else "[green]✓[/]"
     counts = f"{len(verdict.table):>6} rows  {passed:>2}/{verdict.expectations} expectations  {bad} bad"
-    console.print(f"{mark} {escape(shown(verdict.data.name)):<24}{counts}", highlight=False, soft_wrap=True)
+    console.print(f"{mark} {escape(printable(verdict.data.name)):<24}{counts}", highlight=False, soft_wrap=True)
 
 
 def _message(problems: Sequence[str], can_quarantine: bool) -> str:
@@ -332,23 +271,21 @@ def quarantine_text(table: pd.DataFrame, reasons: Mapping[int, list[str]]) -> st
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _write_quarantine(verdicts: Sequence[Verdict]) -> None:
+def _write_quarantine(verdicts: Sequence[DataReport]) -> None:
     """Write the bad rows of every set with their reasons."""
     for verdict in verdicts:
         if reasons := verdict.reasons:
             file = paths.quarantined(verdict.data.file)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(quarantine_text(verdict.table, reasons), encoding="utf-8")
-            said = f"  {shown(verdict.data.name)}: {len(reasons)} bad rows set aside in {shown(file)}"
+            said = f"  {printable(verdict.data.name)}: {len(reasons)} bad rows set aside in {printable(file)}"
             Console(soft_wrap=True).print(said, highlight=False, markup=False)
 
 
-def _write_clean(verdicts: Sequence[Verdict]) -> None:
+def _write_clean(verdicts: Sequence[DataReport]) -> None:
     """Write all clean rows beside ``data/validated`` and move them in at once."""
-    draft = paths.VALIDATED.with_suffix(".partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    for verdict in verdicts:
-        clean = verdict.table.loc[~verdict.table["line"].isin(list(verdict.reasons)), "text"]
-        rows = [KINDS[verdict.data.role].model_validate_json(text) for text in clean]
-        write_rows(draft / paths.validated(verdict.data.file).relative_to(paths.VALIDATED), rows)
-    draft.rename(paths.VALIDATED)
+    with fresh_folder(paths.VALIDATED) as draft:
+        for verdict in verdicts:
+            clean = verdict.table.loc[~verdict.table["line"].isin(list(verdict.reasons)), "text"]
+            rows = [KINDS[verdict.data.role].model_validate_json(text) for text in clean]
+            write_rows(draft / paths.validated(verdict.data.file).relative_to(paths.VALIDATED), rows)

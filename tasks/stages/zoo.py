@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from mor.config import load_params
+from mor.config import Zoo
 from mor.fedvqa.zoo import train_zoo_model
+from mor.files import move_in
 from tasks.project import paths
-from tasks.project.checkpoints import move_in, resumable
-from tasks.project.runtime import task
+from tasks.project.checkpoints import resumable
+from tasks.project.decorators import task
 from tasks.tracking.runs import stage_run
 
 
 @task
-def train_zoo() -> None:
-    """Every model of ``params.zoo`` from scratch; models already finished in an interrupted run are kept."""
-    params = load_params(paths.PARAMS)
-    settings = params.zoo
+def train_zoo(settings: Zoo) -> None:
+    """Every model of the zoo from scratch; models already finished in an interrupted run are kept."""
     folder = resumable("zoo", settings.model_dump(), [])
     with stage_run("zoo", {"zoo": settings}) as run:
         for name, model_settings in settings.models.items():

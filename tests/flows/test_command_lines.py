@@ -222,7 +222,7 @@ def test_the_zoo_is_thawed_for_its_training_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: BaseException | None, code: int
 ) -> None:
     from flows import cli
-    from tasks.project import dvc, services
+    from tasks.project import dvc, processes
 
     def reproduce(words: list[str]) -> None:
         asked.append((words, "frozen: false" in (tmp_path / "dvc.yaml").read_text()))
@@ -234,7 +234,7 @@ def test_the_zoo_is_thawed_for_its_training_alone(
         shutil.copy(ROOT / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dvc, "reproduce", reproduce)
-    monkeypatch.setattr(services, "heed_signals", lambda: None)
+    monkeypatch.setattr(processes, "heed_signals", lambda: None)
     monkeypatch.setattr(sys, "argv", ["mor", "zoo"])
     with pytest.raises(SystemExit) as ended:
         cli.main()

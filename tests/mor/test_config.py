@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mor.config import ConfigError, load_params, parse_params
+from mor.config import Boundary, ConfigError, GrpoSettings, RouterSettings, load_params, parse_params
 
 SHIPPED = yaml.safe_load(Path("params.yaml").read_text())
 
@@ -85,3 +85,19 @@ def test_a_message_with_braces_is_shown_as_it_is() -> None:
 def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run from the project's folder"):
         load_params(tmp_path / "params.yaml")
+
+
+def test_defaults_of_the_library_are_those_of_the_shipped_settings() -> None:
+    params = load_params(Path("params.yaml"))
+    assert params.boundary == Boundary()
+    assert params.router == RouterSettings()
+    assert params.grpo == GrpoSettings()
+
+
+@pytest.mark.parametrize("key", ["router.kind", "grpo.beta", "boundary.epsilon"])
+def test_a_file_names_even_settings_with_a_default(key: str) -> None:
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    section, name = key.split(".")
+    del values[section][name]
+    with pytest.raises(ConfigError, match=f"params.yaml: {key}: missing key: add it"):
+        parse_params(values)

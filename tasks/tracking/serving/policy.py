@@ -12,10 +12,10 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from mor.alignment.grpo import load_policy
 from mor.routing.router import Router
 from mor.serving import pictures, texts
 from mor.vlm.load import Vlm
+from mor.vlm.lora import load_policy
 
 
 class PolicyModel(PythonModel):

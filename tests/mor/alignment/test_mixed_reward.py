@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mor.alignment.mixed_reward import MixedReward, PublicPrompt, mix
+from mor.alignment.mixed_reward import MixedReward
+from mor.alignment.mixtures import weighted_mean
 from mor.config import Boundary
+from mor.data.public import PublicPrompt
 from mor.federation import messages as m
 from mor.federation.ledger import Ledger
 from mor.federation.quorum import QuorumError
@@ -126,7 +128,7 @@ def test_group_calibration_ignores_a_clients_scale_and_shift() -> None:
 
 
 def test_the_mixture_of_nothing_is_nan() -> None:
-    assert np.isnan(mix(np.array([[np.nan, 2.0]]), np.array([[1.0, 0.0]]))).all()
+    assert np.isnan(weighted_mean(np.array([[np.nan, 2.0]]), np.array([[1.0, 0.0]]))).all()
 
 
 def test_the_callable_can_be_pickled_without_its_clients() -> None:

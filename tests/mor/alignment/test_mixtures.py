@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from mor.alignment.mixed_reward import mix
-from mor.alignment.mixtures import MIXTURES, median, minimum, variance_weighted
+from mor.alignment.mixtures import MIXTURES, median, minimum, variance_weighted, weighted_mean
 
 SCORES = np.array([[1.0, -1.0, 0.5], [-1.0, 1.0, np.nan]])
 EVERYONE = np.ones((2, 3))
@@ -33,4 +32,4 @@ def test_a_client_counts_by_its_variance_in_the_group() -> None:
 
 
 def test_where_nobody_tells_answers_apart_all_count_the_same() -> None:
-    assert variance_weighted(SCORES, EVERYONE, np.zeros((2, 3)), 2) == pytest.approx(mix(SCORES, EVERYONE))
+    assert variance_weighted(SCORES, EVERYONE, np.zeros((2, 3)), 2) == pytest.approx(weighted_mean(SCORES, EVERYONE))

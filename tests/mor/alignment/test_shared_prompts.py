@@ -11,9 +11,9 @@ from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from mor.alignment.grpo import prompt_dataset
-from mor.alignment.mixed_reward import PublicPrompt
 from mor.alignment.shared_prompts import SharedPromptTrainer, distinct
 from mor.config import Lora
+from mor.data.public import PublicPrompt
 from mor.fedvqa.render import ask
 from mor.rewards.implicit import lora_config
 from mor.vlm.load import Vlm

@@ -16,7 +16,6 @@ from torch.nn.functional import logsigmoid
 from transformers import Trainer, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from mor.alignment.grpo import ADAPTER_FILE, load_policy
 from mor.baselines.averaging import (
     Adapter,
     Averaging,
@@ -34,6 +33,7 @@ from mor.data.schema import DataError, Preference
 from mor.federation.ledger import Ledger
 from mor.seeds import integer
 from mor.vlm.load import Vlm, load_model, load_processor
+from mor.vlm.lora import ADAPTER_FILE, load_policy
 from tests.mor.rewards.test_rewards import BACKBONE, style_pairs
 
 SEED = 3

@@ -16,9 +16,11 @@ from mor.config import TRY_AGAIN, Boundary, Unavailable
 from mor.data.schema import Answer, Preference
 from mor.federation import messages as m
 from mor.federation.ledger import Ledger
+from mor.federation.private_mean import clipped
 from mor.federation.remote import BudgetSpentError, ClientError, RemoteClient
 from mor.federation.service import ClientService
-from mor.routing.means import basis, clipped
+from mor.rewards.model import ranked_rightly
+from mor.routing.means import basis
 from tests.mor.alignment.test_mixed_reward import BOUNDARY, FINGERPRINT, TableReward
 
 IMAGE = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
@@ -51,8 +53,12 @@ def saying(reply: m.Message) -> RemoteClient:
     return remote(lambda data: m.encode(reply))
 
 
+def ranks_rightly() -> list[bool]:
+    return ranked_rightly(TableReward({"a": 1.0, "b": 0.0}), PAIRS, [IMAGE] * 50)
+
+
 def with_means(**options: object) -> ClientService:
-    return service(validation=PAIRS, images=[IMAGE] * 50, features=lambda: FEATURES, **options)
+    return service(features=lambda: FEATURES, ranked_rightly=ranks_rightly, **options)
 
 
 # --- what is a message ----------------------------------------------------------------------------------------------------
@@ -317,7 +323,7 @@ def test_what_the_socket_carried_has_a_column_of_its_own(tmp_path: Path) -> None
 def test_what_the_router_needs_of_a_client_is_below_a_kilobyte() -> None:
     mean, projection = (part.numpy() for part in basis(torch.randn(200, 128, generator=torch.Generator().manual_seed(0)), 32))
     states = torch.randn(50, 128, generator=torch.Generator().manual_seed(1))
-    client = remote(service(validation=PAIRS, images=[IMAGE] * 50, features=lambda: states).handle)
+    client = remote(service(features=lambda: states, ranked_rightly=ranks_rightly).handle)
     client.means(mean, projection)
     assert client.ledger.total("x", "up") < 200
 

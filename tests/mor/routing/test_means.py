@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mor.routing.means import basis, clipped, nearest_mean, noise_multiplier, released
+from mor.federation.private_mean import clipped, noise_multiplier, released
+from mor.routing.means import basis, nearest_mean
 from mor.routing.router import Router
 
 generator = torch.Generator().manual_seed(0)

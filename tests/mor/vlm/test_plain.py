@@ -13,9 +13,10 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from mor.alignment.grpo import train_round
-from mor.alignment.mixed_reward import MixedReward, PublicPrompt
+from mor.alignment.mixed_reward import MixedReward
 from mor.baselines.averaging import preference_dataset
 from mor.config import Lora, load_params
+from mor.data.public import PublicPrompt
 from mor.data.schema import Preference
 from mor.federation.ledger import Ledger
 from mor.federation.remote import RemoteClient

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mor.fedvqa.architectures import ARCHITECTURES, Size
 from mor.fedvqa.render import ask
-from mor.fedvqa.zoo import ARCHITECTURES, Size
 from mor.rewards.model import HeadReward, ImplicitReward, ScalarHead
 from mor.vlm.load import Vlm
 

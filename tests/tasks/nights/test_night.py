@@ -61,7 +61,7 @@ def test_what_a_failed_night_left_undone_is_the_next_ones_work(project: Path, mo
         raise UserError("the registry is away")
 
     monkeypatch.setattr(night, "follow", fail)
-    monkeypatch.setattr(night, "write_night", lambda course: None)
+    monkeypatch.setattr(night, "write_night", lambda params, course: None)
     with pytest.raises(UserError, match="the registry is away"):
         night.run_night("2026-01-02")
     following = night.begin(load_params(), "2026-01-03")

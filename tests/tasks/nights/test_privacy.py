@@ -20,11 +20,12 @@ from mor.config import ConfigError, Params, UserError
 from mor.data.schema import DataError, Preference, load_images
 from mor.federation.messages import image_bytes
 from tasks.nights import ingest, night
+from tasks.project import decorators, paths
 from tasks.project import dvc as execution
-from tasks.project import paths, runtime
 from tasks.stages import report
 from tasks.stages import validate as validation
 from tasks.tracking import runs as tracking
+from tasks.tracking import store
 from tests.tasks.nights.test_ingest import (
     HAD,
     INBOX,
@@ -120,11 +121,11 @@ def project(params: Params, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params]
     for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"], ["git", "add", "-A"]):
         subprocess.run(command, check=True)
     Path("dvc.yaml").write_text("stages: {}\n")
-    tracking.mlflow_client.cache_clear()
-    tracking._experiment.cache_clear()
+    store.mlflow_client.cache_clear()
+    store.experiment.cache_clear()
     yield params
-    tracking.mlflow_client.cache_clear()
-    tracking._experiment.cache_clear()
+    store.mlflow_client.cache_clear()
+    store.experiment.cache_clear()
 
 
 def git_says() -> bytes:
@@ -140,7 +141,7 @@ def test_a_night_tells_nothing_that_a_client_wrote(
     settings = project.model_copy(update={"nightly": project.nightly.model_copy(update={"push": False})})
     monkeypatch.setattr(night, "load_params", lambda *_: settings)
     monkeypatch.setattr(night, "notify", sent.append)
-    monkeypatch.setattr(night.registry, "settle", lambda: None)
+    monkeypatch.setattr(night.registry, "restore_aliases", lambda: None)
     monkeypatch.setattr(night, "_train", lambda params, course, run_id: setattr(course, "ending", "Promoted"))
     monkeypatch.setattr(ingest, "last_reward_model", lambda client: Annotator())
     deliver("merged", [*(secret(number) for number in range(60, 64)), *BAD], 60, 24, NEW)
@@ -219,7 +220,7 @@ def test_data_docs_run_nothing_and_load_nothing(project: Params) -> None:
 def test_an_error_of_a_library_is_recorded_by_kind_and_place(project: Params, raised: Exception) -> None:
     with pytest.raises(type(raised)), tracking.stage_run("reward@documents", {}) as run:
         raise raised
-    said = tracking.mlflow_client().get_run(run.run_id).data.tags["mor.error"]
+    said = store.mlflow_client().get_run(run.run_id).data.tags["mor.error"]
     assert said.startswith(f"{type(raised).__name__} at tests/tasks/nights/test_privacy.py:")
     assert leaks() == []
 
@@ -248,16 +249,16 @@ def test_prefect_learns_of_a_foreign_error_its_kind_and_place_and_of_ours_the_te
     def fail(error: Exception) -> None:
         raise error
 
-    with pytest.raises(runtime.Untold, match=r"^ValueError at tests/tasks/nights/test_privacy.py:\d+; ") as told:
-        runtime._discreet(fail)(ValueError(WORD))
+    with pytest.raises(decorators.WithheldError, match=r"^ValueError at tests/tasks/nights/test_privacy.py:\d+; ") as told:
+        decorators._discreet(fail)(ValueError(WORD))
     assert not found_in(str(told.value).encode())
     assert told.value.__suppress_context__
     with pytest.raises(ConfigError, match="seed: expected 0"):
-        runtime._discreet(fail)(ConfigError("seed: expected 0"))
+        decorators._discreet(fail)(ConfigError("seed: expected 0"))
 
 
 def test_a_stage_that_fails_tells_the_night_its_error_and_none_of_its_output(project: Params) -> None:
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\nfrom tasks.project.runtime import main\n"
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\nfrom tasks.project.command_line import main\n"
     say = f"    print({WORD!r})\n"
     for name, error in (
         ("ours", "__import__('mor.config').config.UserError('line 3 is bad')"),

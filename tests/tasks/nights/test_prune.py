@@ -15,10 +15,11 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
-from mor.config import Params, UserError, parse_params
+from mor.config import Params, UserError, load_params, parse_params
 from tasks.nights import prune
 from tasks.project import paths
 from tasks.tracking import runs as tracking
+from tasks.tracking import store
 
 ROOT = Path(__file__).parents[3]
 NIGHTS = ["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-03.2", "2026-01-04"]
@@ -66,7 +67,7 @@ def make_nights() -> dict[str, str]:
     for number, night in enumerate(NIGHTS, 1):
         commit(night)
         run("git", "tag", "-m", night, f"night/{night}")
-        runs[night] = tracking.open_parent(f"night {night}", f"night {night}", {"mor.night": night})
+        runs[night] = tracking.open_parent(f"night {night}", load_params(), f"night {night}", {"mor.night": night})
         os.environ[tracking.PARENT_VARIABLE] = runs[night]
         with tracking.stage_run("align", {}) as stage:
             stage.artifact(Path("data.txt"))
@@ -80,8 +81,8 @@ def make_nights() -> dict[str, str]:
     for alias, number in {"champion": "3", "candidate": "5"}.items():
         client.set_registered_model_alias("mor-policy", alias, number)
     client.set_registered_model_alias("mor-reward-scenes", "champion", "2")
-    runs["failed"] = tracking.open_parent("night 2025-12-31", "night 2025-12-31", {"mor.night": "2025-12-31"})
-    runs["by hand"] = tracking.open_parent("by hand", "by hand")
+    runs["failed"] = tracking.open_parent("night 2025-12-31", load_params(), "night 2025-12-31", {"mor.night": "2025-12-31"})
+    runs["by hand"] = tracking.open_parent("by hand", load_params(), "by hand")
     register("somebody-elses", runs["by hand"], {})
     return runs
 
@@ -140,8 +141,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
 
 
 def clear() -> None:
-    tracking.mlflow_client.cache_clear()
-    tracking._experiment.cache_clear()
+    store.mlflow_client.cache_clear()
+    store.experiment.cache_clear()
 
 
 @pytest.fixture
@@ -237,7 +238,7 @@ def test_pruning_deletes_the_rest_even_after_an_interruption(folder: Path, runs:
     assert held(Path(".dvc/cache")) == KEPT_DATA
     assert held(folder / "remote") == KEPT_DATA | OLD_DATA
     assert Path(".dvc/cache/runs/ab/run").exists()
-    present = {r.info.run_id for r in client.search_runs([tracking.experiment()], "", ViewType.ALL)}
+    present = {r.info.run_id for r in client.search_runs([store.experiment()], "", ViewType.ALL)}
     assert {runs[name] for name in runs} & present == {runs[n] for n in (*NIGHTS[:3], LAST, "by hand")}
     assert client.get_run(runs[CHAMPION]).info.lifecycle_stage == "active"
     assert not [file for file in Path("mlruns").rglob("*") if runs[NIGHTS[3]] in file.parts and file.is_file()]

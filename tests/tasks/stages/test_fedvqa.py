@@ -9,15 +9,13 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
-import yaml
 
-from mor.config import ConfigError
+from mor.config import ConfigError, FedVqa
 from mor.data.schema import Question, read_rows
 from mor.fedvqa.write import image_digests, write_client
 from tasks.project import paths
 from tasks.stages import fedvqa as stage
 
-SHIPPED = Path(__file__).parents[3] / "params.yaml"
 Write = Callable[[dict[str, str]], None]
 
 
@@ -28,10 +26,8 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     monkeypatch.setattr(stage, "stage_run", lambda *_: nullcontext(MagicMock()))
 
     def write_with(styles: dict[str, str]) -> None:
-        params = yaml.safe_load(SHIPPED.read_text())
-        params["fedvqa"] |= {"pairs": 12, "held_out_pairs": 2, "public": 6, "questions": 4, "styles": styles}
-        Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-        stage.write_fedvqa()
+        small = {"pairs": 12, "held_out_pairs": 2, "public": 6, "questions": 4, "error_rate": 0.05}
+        stage.write_fedvqa(0, FedVqa.model_validate(small | {"styles": styles}))
 
     return write_with
 

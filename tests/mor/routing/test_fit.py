@@ -1,7 +1,6 @@
 """Fitting the router asks clients, and no answer is no answer: who is away has no weight, and too few end the stage."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,23 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.run import changed
-from mor.config import ConfigError, Unavailable, UserError, load_params
-from mor.data.schema import Preference, Prompt
+from mor.config import RouterSettings, Unavailable, UserError
+from mor.data.public import PublicPrompt
+from mor.data.schema import Preference
 from mor.federation import messages as m
 from mor.federation.ledger import Ledger
 from mor.federation.quorum import QuorumError
 from mor.federation.remote import RemoteClient
+from mor.federation.server import Server, Settings
 from mor.federation.service import ClientService
-from tasks.project.clients import shared_anchors
-from tasks.stages import router as routing
-from tasks.stages.router import fit_and_control
+from mor.rewards.model import ranked_rightly
+from mor.routing.fit import fit_and_control
 from tests.mor.alignment.test_mixed_reward import BOUNDARY, TableReward
 
-PARAMS = changed(
-    load_params(Path(__file__).parents[3] / "params.yaml"),
-    {"router.control": 0, "router.components": 4, "clients": {name: {"backbone": "models/zoo/llava"} for name in "xyz"}},
-)
 IMAGE = Image.new("RGB", (4, 4))
 generator = torch.Generator().manual_seed(0)
 CENTRES = 3 * torch.randn(3, 6, generator=generator)
@@ -59,7 +54,7 @@ def client(name: str, k: int, *, good: float = 1.0, shares: int = 0, seen: list[
     own = [pair.model_copy(update={"prompt": f"{k} {pair.prompt}"}) for pair in PAIRS]
     model = FittingReward({}) if good == 1.0 else TableReward({"good": good, "bad": 0.0})
     service = ClientService(
-        model, BOUNDARY, own, [IMAGE] * 40, lambda: CENTRES[k].repeat(40, 1),
+        model, BOUNDARY, lambda: CENTRES[k].repeat(40, 1), lambda: ranked_rightly(model, own, [IMAGE] * 40),
         anchors=[(pair, IMAGE) for pair in own[:shares]], noise=np.random.default_rng(k),
     )  # fmt: skip
 
@@ -71,16 +66,17 @@ def client(name: str, k: int, *, good: float = 1.0, shares: int = 0, seen: list[
     return RemoteClient(name, transport, Ledger())
 
 
-def fit(clients: list[RemoteClient], **changes: Any) -> Any:
-    params = changed(PARAMS, {name.replace("__", "."): value for name, value in changes.items()})
-    return fit_and_control(params, clients, Base(), PUBLIC)  # type: ignore[arg-type]
+def fit(
+    clients: list[RemoteClient], prompts: Sequence[PublicPrompt] = (), features: torch.Tensor = PUBLIC, **changes: Any
+) -> Any:
+    settings = Settings(router=RouterSettings(**{"control": 0, "components": 4} | changes))
+    return fit_and_control(Server("base", clients, prompts, features, settings, Ledger()), Base())  # type: ignore[arg-type]
 
 
-def with_control_questions(monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    """Public prompts that control questions are drawn from; returns their features."""
-    rows = [Prompt(id=f"q{i}", image="x.png", prompt=f"{i % 3} {i}!") for i in range(120)]
-    monkeypatch.setattr(routing, "public_prompts", lambda: (rows, [IMAGE] * len(rows)))
-    return Base().prompt_states([row.prompt for row in rows], [])
+def fit_with_control(clients: list[RemoteClient]) -> Any:
+    """A fit with eight control questions about 120 public prompts."""
+    prompts = [PublicPrompt(f"q{i}", f"{i % 3} {i}!", IMAGE) for i in range(120)]
+    return fit(clients, prompts, Base().prompt_states([prompt.text for prompt in prompts], []), control=8)
 
 
 def without_scores(client: RemoteClient) -> RemoteClient:
@@ -112,7 +108,7 @@ def test_who_is_away_has_no_weight_and_is_told_of(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("kind", ["means", "preferences"])
 def test_below_the_quorum_no_router_is_made(kind: str) -> None:
     with pytest.raises(QuorumError, match=r"1 of 3 clients answered, the quorum is 2; no answer from y, z"):
-        fit([client("x", 0, shares=5), dead("y"), dead("z")], router__kind=kind)
+        fit([client("x", 0, shares=5), dead("y"), dead("z")], kind=kind)
     assert issubclass(QuorumError, Unavailable)
 
 
@@ -129,7 +125,7 @@ def test_where_nobody_is_better_than_chance_nobody_is_singled_out() -> None:
 
 def test_a_clients_anchors_reach_no_other_client() -> None:
     heard: dict[str, list[m.Request]] = {name: [] for name in "xyz"}
-    router, _ = fit([client(n, k, shares=20, seen=heard[n]) for k, n in enumerate("xyz")], router__kind="preferences")
+    router, _ = fit([client(n, k, shares=20, seen=heard[n]) for k, n in enumerate("xyz")], kind="preferences")
     for k, name in enumerate("xyz"):
         prompts = [text for request in heard[name] if isinstance(request, m.ScoreRequest) for _, text in request.prompts]
         assert prompts
@@ -139,21 +135,17 @@ def test_a_clients_anchors_reach_no_other_client() -> None:
 
 def test_where_nobody_shares_pairs_the_preferences_router_says_so() -> None:
     with pytest.raises(UserError, match=r"no client shares any: list their ids under clients.<name>.shared_anchors"):
-        fit([client(name, k) for k, name in enumerate("xyz")], router__kind="preferences")
+        fit([client(name, k) for k, name in enumerate("xyz")], kind="preferences")
 
 
-def test_who_does_not_answer_the_control_questions_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = with_control_questions(monkeypatch)
-    evasive = without_scores(client("y", 1))
-    params = changed(PARAMS, {"router.control": 8})
-    router, said = fit_and_control(params, [client("x", 0), evasive, client("z", 2)], Base(), features)  # type: ignore[arg-type]
+def test_who_does_not_answer_the_control_questions_is_not_trusted() -> None:
+    router, said = fit_with_control([client("x", 0), without_scores(client("y", 1)), client("z", 2)])
     assert (router.excluded, router.absent) == (["y"], [])
     assert router.weights(CENTRES)[:, 1].max() == 0
     assert said.shares["x"].questions == 8
 
 
-def test_who_fails_is_not_believed_because_the_one_that_would_pass_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = with_control_questions(monkeypatch)
+def test_who_fails_is_not_believed_because_the_one_that_would_pass_is_away() -> None:
     honest = without_scores(client("z", 2))
     liars = [client("x", 0, good=0.0), client("y", 1, good=0.0)]  # equal scores: no fitting answer is preferred
     for liar in liars:
@@ -164,13 +156,7 @@ def test_who_fails_is_not_believed_because_the_one_that_would_pass_is_away(monke
             else told(data)
         )
     with pytest.raises(QuorumError, match=r"nobody who answers the control questions passes them \(x, y\), and z"):
-        fit_and_control(changed(PARAMS, {"router.control": 8}), [*liars, honest], Base(), features)  # type: ignore[arg-type]
-
-
-def test_an_id_that_a_client_does_not_have_cannot_be_shared() -> None:
-    params = changed(PARAMS, {"clients.x.shared_anchors": ["p1", "patient 4711"]})
-    with pytest.raises(ConfigError, match=r"clients.x.shared_anchors: 1 of its ids"):
-        shared_anchors(params, "x", PAIRS)
+        fit_with_control([*liars, honest])
 
 
 def test_one_client_cannot_bend_the_router_further_than_its_own_mean() -> None:

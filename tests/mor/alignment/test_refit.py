@@ -9,18 +9,17 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from benchmarks.run import changed as with_changes
-from mor.alignment.grpo import Refit
-from mor.config import load_params
+from mor.alignment import refit as module
+from mor.alignment.refit import Refit, next_router
+from mor.config import RouterSettings
 from mor.federation import messages as m
 from mor.federation.ledger import Ledger
 from mor.federation.remote import RemoteClient
+from mor.federation.server import Server, Settings
+from mor.routing.fit import FINGERPRINTS, fingerprints
 from mor.routing.router import Router
-from tasks.stages import align as alignment
-from tasks.stages.align import FINGERPRINTS, fingerprints, next_router
 
-PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
-NAMES = list(PARAMS.clients)
+NAMES = ["documents", "medical", "scenes"]
 
 
 def client(name: str, fingerprint: str | None) -> RemoteClient:
@@ -88,13 +87,14 @@ def test_what_becomes_of_the_router(
         calls.append(f"refit {'old' if router is old else 'unfitted'}, trust {trust}")
         return fitted, Refit(3, 0.5)
 
-    monkeypatch.setattr(alignment, "fit_and_control", lambda *_: (calls.append("fit anew"), (fitted, None))[1])
-    monkeypatch.setattr(alignment, "refit_router", refit)
-    monkeypatch.setattr(alignment, "unfitted", lambda *_: unfitted)
-    monkeypatch.setattr(alignment, "load_policy", MagicMock())
-    monkeypatch.setattr(alignment, "Vlm", MagicMock())
-    params = with_changes(PARAMS, {"router.kind": kind, "router.refit_pairs": pairs})
-    router, _ = next_router(number, params, {}, old, torch.zeros(0, 2), [], changed, Path("adapter"))
+    monkeypatch.setattr(module, "fit_and_control", lambda *_: (calls.append("fit anew"), (fitted, None))[1])
+    monkeypatch.setattr(module, "refit_router", refit)
+    monkeypatch.setattr(module, "unfitted", lambda *_: unfitted)
+    monkeypatch.setattr(module, "load_policy", MagicMock())
+    monkeypatch.setattr(Server, "load_base", MagicMock())
+    settings = Settings(router=RouterSettings(kind=kind, refit_pairs=pairs))  # type: ignore[arg-type]
+    server = Server("base", [], [], torch.zeros(0, 2), settings, Ledger())
+    router, _ = next_router(number, server, old, changed, Path("adapter"))
     assert calls == called
     assert router is (fitted if called else old)
     assert ("scenes" in capsys.readouterr().err) == bool(called and changed)
