@@ -51,6 +51,12 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def sync_below(folder: Path) -> None:
+    """The same for a folder and all that it holds."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no file."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

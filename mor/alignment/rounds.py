@@ -23,6 +23,7 @@ from mor.alignment.mixed_reward import MixedReward
 from mor.alignment.mixtures import MIXTURES
 from mor.alignment.refit import Refit, next_router
 from mor.data.public import PublicPrompt
+from mor.federation.ledger import Ledger
 from mor.federation.local import LocalClient
 from mor.federation.quorum import ask
 from mor.federation.remote import RemoteClient
@@ -31,7 +32,6 @@ from mor.files import fresh_folder
 from mor.routing.fit import fingerprints, first_router, fit_and_control, save_router
 from mor.routing.router import LEARNED, Router
 from mor.seeds import integer
-from mor.server.ledger import Ledger
 from mor.vlm.load import Vlm
 from mor.vlm.lora import load_policy
 from mor.vlm.progress import last_checkpoint
