@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText
 
-from benchmarks.catalogue import Change
+from benchmarks.catalogue import ClientChange
 from mor.alignment.rounds import run_rounds, weigh
 from mor.config import Params
 from mor.federation import messages
@@ -39,7 +39,7 @@ def broken(model: RewardModel, seed: int) -> RewardModel:
     return CalibratedReward(scorer, model.calibration, "0" * 16)
 
 
-def adapt(params: Params, change: Change, again: bool, ledger: Ledger) -> tuple[Path, list[Weight]]:
+def adapt(params: Params, change: ClientChange, again: bool, ledger: Ledger) -> tuple[Path, list[Weight]]:
     """Align in rounds, ``change`` happening before its round; returns the adapter's folder and the weights of every round.
 
     With ``again`` the clients fit the router afresh before every round; the online refit follows ``params``.

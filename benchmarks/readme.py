@@ -34,12 +34,13 @@ alone. Bytes are the messages' payload, up and down; headers and TLS come on top
 
 def publish() -> None:
     """Report, figures, the README's tables and the page of all tables."""
+    from benchmarks.plan import up_to_date
     from benchmarks.results import read_results
-    from benchmarks.run import RESULTS, report_comparison, up_to_date
+    from benchmarks.run import RESULTS, report_results
     from benchmarks.tables import markdown_tables
 
     params = load_params()
-    results, weak = report_comparison(up_to_date(params, read_results(RESULTS)))
+    results, weak = report_results(params, up_to_date(params, read_results(RESULTS)))
     IMAGES.mkdir(exist_ok=True)
     for figure in sorted(paths.BENCHMARK_PLOTS.glob("*.png")):
         shutil.copy(figure, IMAGES)

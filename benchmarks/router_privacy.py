@@ -47,7 +47,7 @@ def routed(
     return float(np.mean(right)), float(np.mean([float(w[:, k].mean()) for k, w in enumerate(weights)]))
 
 
-def measure(draws: Annotated[int, typer.Option(min=1, help="of the noise")] = 8) -> None:
+def measure_privacy(draws: Annotated[int, typer.Option(min=1, help="of the noise")] = 8) -> None:
     """Read the project's data and print the table."""
     import numpy as np
 
@@ -79,4 +79,4 @@ def measure(draws: Annotated[int, typer.Option(min=1, help="of the noise")] = 8)
 
 
 if __name__ == "__main__":
-    command_line.command(measure)
+    command_line.command(measure_privacy)

@@ -22,8 +22,8 @@ from mor.data.schema import DataError, Preference, load_images
 from mor.federation.messages import image_bytes
 from tasks.nights.deliveries import archived_deliveries
 from tasks.nights.git import output_of
+from tasks.project import decorators, paths
 from tasks.project import dvc as execution
-from tasks.project import paths
 from tasks.stages import report
 from tasks.stages import validate as validation
 from tasks.tracking import runs as tracking
