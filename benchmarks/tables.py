@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -40,6 +41,7 @@ class Table:
 
 
 Column = tuple[str, Callable[[Entry], Cell]]
+IN_SHORT = ("mor", "uniform", "variance", "fedavg_sft_a", "fedavg_sft_b", "oracle", "centralised", "base")  # the README's rows
 
 
 def build_tables(results: Results, weak: Collection[str] = ()) -> dict[str, Table]:
@@ -55,8 +57,7 @@ def build_tables(results: Results, weak: Collection[str] = ()) -> dict[str, Tabl
     if compared := [
         a for a in results.entries(DEFAULT) if find_method(a.method).group in (MOR, MIXTURES) or a.method == "oracle"
     ]:
-        bytes_up: Column = ("up a client", lambda entry: _plain(results, entry, "up_bytes.mean", in_bytes))
-        columns = [*_summary_columns(results), bytes_up, _mor_minus(results)]
+        columns = [*_summary_columns(results), _bytes_up(results), _mor_minus(results)]
         found["ablation"] = _tabulate("Ablation: mixtures and routers", _basis(results, DEFAULT), compared, columns)
     if any(row.measure in ("up_bytes", "seconds") for row in results.rows if row.setting == DEFAULT):
         found["cost"] = cost_table(results)
@@ -110,8 +111,8 @@ def cost_table(results: Results) -> Table:
     parts = list(dict.fromkeys(row.suite for row in results.rows if row.setting == DEFAULT and row.measure == "seconds"))
     parts = sorted(parts, key=lambda part: part == "total")
     columns: list[Column] = [
-        ("up a client", lambda entry: _plain(results, entry, "up_bytes.mean", in_bytes)),
-        ("down a client", lambda entry: _plain(results, entry, "down_bytes.mean", in_bytes)),
+        _bytes_up(results),
+        ("down per client", lambda entry: _plain(results, entry, "down_bytes.mean", in_bytes)),
         *((words(part), lambda entry, part=part: _plain(results, entry, f"seconds.{part}", in_time)) for part in parts),
     ]
     note = (
@@ -119,6 +120,16 @@ def cost_table(results: Results) -> Table:
         "is not counted. Times are computing times, all clients' added up; a method that trains no reward model has none."
     )
     return _tabulate("Cost", note, results.entries(DEFAULT), columns)
+
+
+def short_table(results: Results, checked: Sequence[Claim]) -> Table:
+    """The headline in a few rows and columns, and in its note how many of the claims are met."""
+    columns = [*(column for column in _summary_columns(results) if column[0] != "KL"), _bytes_up(results)]
+    rows = [_row(entry, columns) for entry in results.entries(DEFAULT) if entry.method in IN_SHORT]
+    counts = Counter(claim.verdict for claim in checked)
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("met", "missed", "reported", MISSING) if counts[verdict])
+    note = f"{_basis(results, DEFAULT)} Of {len(checked)} claims: {said}."
+    return Table("In short", note, ["method", *(name for name, _ in columns)], [("", rows)])
 
 
 def claims_table(results: Results, checked: Sequence[Claim]) -> Table:
@@ -174,6 +185,10 @@ def _share(results: Results, quantity: str) -> Callable[[Entry], Cell]:
     return lambda entry: _cell(results.interval(entry, quantity), three_digits)
 
 
+def _bytes_up(results: Results) -> Column:
+    return "up per client", lambda entry: _plain(results, entry, "up_bytes.mean", in_bytes)
+
+
 def _mor_minus(results: Results) -> Column:
     """``mor`` less each entry of its setting in mean preference; nothing for itself."""
 
@@ -218,7 +233,7 @@ def _basis(results: Results, setting: str) -> str:
     fewer = f" ({min(counted)} of them for some methods)" if len(counted) > 1 else ""
     many = "one seed, whose intervals speak of its questions alone" if len(seeds) == 1 else f"{len(seeds)} seeds{fewer}"
     questions = " to ".join(f"{n}" for n in sorted({min(sizes), max(sizes)}))
-    return f"Share of preferred answers; {many}, {questions} questions a suite; 95 % paired two-level bootstrap intervals."
+    return f"Share of preferred answers; {many}, {questions} questions per suite; 95 % paired two-level bootstrap intervals."
 
 
 # --- media ------------------------------------------------------------------------------------------------------------

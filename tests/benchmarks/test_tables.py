@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from benchmarks.catalogue import find_method
+from benchmarks.claims import check_claims
+from benchmarks.readme import BEGIN, END, between_markers
 from benchmarks.results import Results
-from benchmarks.tables import build_tables, console_tables, markdown_tables
+from benchmarks.tables import build_tables, console_tables, markdown_tables, short_table
+from mor.config import UserError
 from tests.benchmarks.rows import everything, shares
 
 
@@ -40,3 +44,21 @@ def test_every_method_and_setting_reaches_markdown_and_terminal() -> None:
     console = Console(file=io.StringIO(), width=160)
     console.print(console_tables(results))
     assert "FedAvg-DPO (b)" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_short_table_has_the_headline_in_eight_rows_at_most_and_counts_the_claims() -> None:
+    results = Results(everything(), resamples=20)
+    checked = check_claims(results)
+    table = short_table(results, checked)
+    ((_, rows),) = table.groups
+    assert 2 <= len(rows) <= 8
+    assert rows[0][0].text == "MoR"
+    met = sum(claim.verdict == "met" for claim in checked)
+    assert f"Of {len(checked)} claims: {met} met, " in table.note
+
+
+def test_tables_go_between_a_pages_markers_and_leave_the_rest() -> None:
+    page = f"before\n{BEGIN}old\n{END}after\n"
+    assert between_markers(page, "new\n") == f"before\n{BEGIN}\nnew\n\n{END}after\n"
+    with pytest.raises(UserError, match="lost its markers"):
+        between_markers("no markers", "new\n")
