@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from jinja2 import UndefinedError
 
-from tasks.reports.html import markdown, render_page, write_page
+from tasks.reports.html import markdown_to_html, render_page, write_page
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -49,6 +49,6 @@ def test_a_page_is_written_whole_and_leaves_nothing_half_written(tmp_path: Path)
 
 
 def test_markdown_keeps_tables_and_escapes_html() -> None:
-    html = markdown("# A\n\n| b |\n| --- |\n| <b>c</b> |\n")
+    html = markdown_to_html("# A\n\n| b |\n| --- |\n| <b>c</b> |\n")
     assert "<h2>A</h2>" in html
     assert "<td>&lt;b&gt;c&lt;/b&gt;</td>" in html
