@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText
 
-from benchmarks.catalogue import Change
-from mor.alignment.rounds import align_federation, weigh
+from benchmarks.catalogue import ClientChange
+from mor.alignment.rounds import run_rounds, weigh
 from mor.config import Params
 from mor.federation import messages
 from mor.federation.ledger import Ledger
@@ -23,7 +23,7 @@ from mor.rewards.model import CalibratedReward, ImplicitReward, RewardModel
 from mor.seeds import integer
 from mor.vlm.load import Vlm
 from tasks.project.checkpoints import resumable
-from tasks.project.clients import client_service, federation, owners
+from tasks.project.clients import client_service, owners, server_of
 
 Weight = tuple[int, str, str, float]  # round, client, whose questions, mean weight in that round
 
@@ -39,7 +39,7 @@ def broken(model: RewardModel, seed: int) -> RewardModel:
     return CalibratedReward(scorer, model.calibration, "0" * 16)
 
 
-def adapt(params: Params, change: Change, again: bool, ledger: Ledger) -> tuple[Path, list[Weight]]:
+def adapt(params: Params, change: ClientChange, again: bool, ledger: Ledger) -> tuple[Path, list[Weight]]:
     """Align in rounds, ``change`` happening before its round; returns the adapter's folder and the weights of every round.
 
     With ``again`` the clients fit the router afresh before every round; the online refit follows ``params``.
@@ -59,10 +59,10 @@ def adapt(params: Params, change: Change, again: bool, ledger: Ledger) -> tuple[
         return lambda data: (after if now >= change.round else before)(data)
 
     clients = [RemoteClient(name, transport(name), ledger) for name in params.clients]
-    server = federation(params, base, ledger, clients=clients)
+    server = server_of(params, base, ledger, clients=clients)
     theirs = {category: who[0] for category, who in owners(params.clients).items()}
     weights: list[Weight] = []
-    for done in align_federation(server, folder, anew=again):
+    for done in run_rounds(server, folder, anew=again):
         prompts = weigh(server, done.trained_with).values()
         for owner in params.clients:
             mean = np.mean([p.weights for p in prompts if theirs.get(p.category or "") == owner], axis=0).tolist()

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from mor.config import load_params
-from tasks.project import paths, runtime
+from tasks.project import command_line, paths
 
 README, EVERYTHING = Path("README.md"), Path("docs") / "benchmark.md"
 IMAGES = Path("docs") / "images"
@@ -34,12 +34,13 @@ alone. Bytes are the messages' payload, up and down; headers and TLS come on top
 
 def publish() -> None:
     """Report, figures, the README's tables and the page of all tables."""
+    from benchmarks.plan import up_to_date
     from benchmarks.results import read_results
-    from benchmarks.run import RESULTS, report_comparison, up_to_date
+    from benchmarks.run import RESULTS, report_results
     from benchmarks.tables import markdown_tables
 
     params = load_params()
-    results, weak = report_comparison(up_to_date(params, read_results(RESULTS)))
+    results, weak = report_results(params, up_to_date(params, read_results(RESULTS)))
     IMAGES.mkdir(exist_ok=True)
     for figure in sorted(paths.BENCHMARK_PLOTS.glob("*.png")):
         shutil.copy(figure, IMAGES)
@@ -49,4 +50,4 @@ def publish() -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(publish)
+    command_line.command(publish)

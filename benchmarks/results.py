@@ -1,6 +1,6 @@
 """MoR against other methods: the benchmark's one table of raw results and its statistics.
 
-``read_results`` and ``write_results`` keep the table, a CSV with one row a measurement (``Row``). Every seed has its own
+``read_results`` and ``write_results`` keep the table, a CSV with one ``Measurement`` a row. Every seed has its own
 data, models and questions; all methods of one seed answer the same questions. So the intervals come from a *paired
 two-level bootstrap* (Davison & Hinkley, *Bootstrap Methods and their Application*, 1997, section 3.8; Saravanan et al. 2020,
 "Application of the hierarchical bootstrap to multi-level data in neuroscience")::
@@ -23,6 +23,7 @@ Quantities are named as in ``reports/metrics.json``: ``<measure>.<suite|mean|wor
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,13 +32,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.catalogue import SEARCH, SETTINGS, SINGLE, SINGLE_BEST, display_order
 from mor.config import HELD_OUT, SUMMARIES
 from mor.evaluation.metrics import MEASURES
 from mor.evaluation.statistics import Estimate, Interval
+from mor.files import write_whole
 from mor.seeds import stream
-from mor.text import words
 
-DEFAULT, SEARCH, SINGLE, SINGLE_BEST = "default", "search", "single_", "single_best"
 RESAMPLES, CONFIDENCE = 2000, 0.95
 MEAN, WORST = "preference.mean", "preference.worst"
 CHUNK = 256  # resamples whose counts are held at a time
@@ -47,7 +48,7 @@ CHUNK = 256  # resamples whose counts are held at a time
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One measurement. ``value`` is a share for ``preference`` and ``accuracy``, else bytes, seconds or nats; ``n`` questions.
 
     ``hits`` holds the n booleans behind a share (``pack_hits``); for other measures n is 0 and ``hits`` empty. ``key``
@@ -85,117 +86,35 @@ def pack_hits(hits: Sequence[bool]) -> str:
     return np.packbits(np.asarray(hits, dtype=bool)).tobytes().hex()
 
 
-def read_results(path: Path) -> list[Row]:
-    """Rows of the CSV; raises ``ValueError`` for other columns than those of ``Row``."""
-    names = [field.name for field in fields(Row)]
+def read_results(path: Path) -> list[Measurement]:
+    """Rows of the CSV; raises ``ValueError`` for other columns than those of ``Measurement``."""
+    names = [field.name for field in fields(Measurement)]
     with path.open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
         if table.fieldnames != names:
             raise ValueError(f"{path}: got the columns {table.fieldnames}, expected {names}; delete it and measure again")
-        return [Row(**{name: _KINDS.get(name, str)(cell) for name, cell in row.items()}) for row in table]
+        return [Measurement(**{name: _KINDS.get(name, str)(cell) for name, cell in row.items()}) for row in table]
 
 
-def write_results(path: Path, rows: Iterable[Row]) -> None:
+def write_results(path: Path, rows: Iterable[Measurement]) -> None:
     """Write the CSV whole or not at all; methods come in one order, whichever was measured first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(field.name for field in fields(Row))
-        for row in sorted(rows, key=lambda row: (row.setting, row.method, row.learning_rate, row.seed)):  # stable
-            table.writerow(getattr(row, field.name) for field in fields(Row))
-    partial.replace(path)
-
-
-# --- methods and settings in words ------------------------------------------------------------------------------------
-
-
-class Words(NamedTuple):
-    """How a method is shown: its label, its group, and what it does."""
-
-    label: str
-    group: str
-    meaning: str
-
-
-MOR, MIXTURES, SINGLES, AVERAGING_A, AVERAGING_B, REFERENCES, OTHERS = GROUPS = (
-    "MoR", "reward mixtures", "single clients", "parameter averaging (a)", "parameter averaging (b)", "reference points",
-    "other methods",
-)  # fmt: skip
-_LEARN = "Clients train LoRA adapters on the chosen answers, the server averages them every round."
-_PULL = "The same, with a pull towards the shared adapter in training."
-_DPO = "The same, but by DPO on the pairs (FedDPO)."
-_A = "(a): every client trains the base itself, which it must then hold."
-_B = "(b): the shared model is the smallest of the clients' models, all that the weakest of them can train."
-METHODS: dict[str, Words] = {
-    "mor": Words("MoR", MOR, "A router made of one private mean a client weighs all clients' scores prompt by prompt."),
-    "mor_top1": Words("MoR top-1", MOR, "The same router, but only the client with the largest weight is asked."),
-    "mor_preferences": Words("MoR anchors", MOR, "The router is fitted on a few pairs that the clients agreed to share."),
-    "mor_preferences_top1": Words("MoR anchors top-1", MOR, "The same, but only the client with the largest weight is asked."),
-    "mor_online": Words("MoR online", MOR, "The router learns from A-or-B answers alone, at first about the base's answers."),
-    "mor_online_top1": Words("MoR online top-1", MOR, "The same, but only the client with the largest weight is asked."),
-    "mor_frozen": Words("MoR, no refit", MOR, "The router stays as it was first fitted."),
-    "mor_updated": Words("MoR, fitted anew", MOR, "The router is fitted anew before every round; no A-or-B questions."),
-    "uniform": Words("uniform mean", MIXTURES, "All clients' scores count the same."),
-    "min": Words("minimum", MIXTURES, "The least content client decides."),
-    "median": Words("median", MIXTURES, "The median client decides."),
-    "static": Words("static weights", MIXTURES, "One learned weight a client, whatever the prompt."),
-    "random": Words("random client", MIXTURES, "One client, drawn anew for every prompt, decides (as in FedGRPO)."),
-    "variance": Words("variance weights", MIXTURES, "A client counts by how much it tells a group's answers apart."),
-    SINGLE_BEST: Words("best single (hindsight)", SINGLES, "The one of these with the best mean, chosen with hindsight."),
-    "fedavg_sft_a": Words("FedAvg-SFT (a)", AVERAGING_A, f"{_LEARN} {_A}"),
-    "fedprox_sft_a": Words("FedProx-SFT (a)", AVERAGING_A, _PULL),
-    "fedavg_dpo_a": Words("FedAvg-DPO (a)", AVERAGING_A, _DPO),
-    "fedavg_sft_b": Words("FedAvg-SFT (b)", AVERAGING_B, f"{_LEARN} {_B}"),
-    "fedprox_sft_b": Words("FedProx-SFT (b)", AVERAGING_B, _PULL),
-    "fedavg_dpo_b": Words("FedAvg-DPO (b)", AVERAGING_B, _DPO),
-    "base": Words("base", REFERENCES, "The base model before any alignment."),
-    "oracle": Words("oracle routing", REFERENCES, "MoR told whose question each one is: the best that a router could do."),
-    "centralised": Words("centralised", REFERENCES, "One reward model on the pairs of all clients in one place."),
-}  # fmt: skip
-SETTINGS: dict[str, str] = {
-    DEFAULT: "Three clients with their own architectures and house styles; no answer pleases two of them.",
-    "homogeneous": "Every client has the base's own architecture, so that parameters can be averaged.",
-    "agreeing": "All clients prefer the same style: nothing to route.",
-    "unbalanced": "The first client keeps all its pairs, the others a tenth.",
-    "weak": "One client has a tenth of its pairs and a model with a tenth of the parameters.",
-    "hostile": "A further client prefers the worse answer of every pair.",
-    "noise": "A further client prefers at random.",
-    "inflated": "One client reports scores a thousand times too large.",
-    "broken": "One client's reward model breaks during the run.",
-    "newcomer": "A client joins during the run.",
-    SEARCH: "Every method with several learning rates, on a seed of its own.",
-}
-
-
-def described(method: str) -> Words:
-    """Words for any method: a single client's are made from its name, those of one not known here are its name."""
-    if method in METHODS:
-        return METHODS[method]
-    if method.startswith(SINGLE):
-        client = words(method.removeprefix(SINGLE))
-        return Words(f"{client} alone", SINGLES, f"GRPO on the reward model of {client} and no other.")
-    return Words(words(method), OTHERS, "")
-
-
-def place(method: str) -> tuple[int, int, str]:
-    """A key that sorts methods into the order to show them."""
-    known = list(METHODS)
-    return GROUPS.index(described(method).group), known.index(method) if method in known else -1, method
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(field.name for field in fields(Measurement))
+    for row in sorted(rows, key=lambda row: (row.setting, row.method, row.learning_rate, row.seed)):  # stable
+        table.writerow(getattr(row, field.name) for field in fields(Measurement))
+    write_whole(path, text.getvalue())
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
 
 
-class Arm(NamedTuple):
-    """One method in one setting; ``learning_rate`` tells apart the arms of the search and is 0 elsewhere."""
+class Entry(NamedTuple):
+    """One method in one setting; ``learning_rate`` tells apart the entries of the search and is 0 elsewhere."""
 
     setting: str
     method: str
     learning_rate: float = 0.0
-
-
-Pair = tuple[Estimate, Estimate]
 
 
 class Results:
@@ -205,95 +124,99 @@ class Results:
     questions. ``seed`` is that of the resampling.
     """
 
-    def __init__(self, rows: Iterable[Row], *, resamples: int = RESAMPLES, seed: int = 0) -> None:
+    def __init__(self, rows: Iterable[Measurement], *, resamples: int = RESAMPLES, seed: int = 0) -> None:
         self.rows, self.resamples, self.seed = list(rows), resamples, seed
-        self._found: dict[tuple[Arm, str, str], dict[int, Row]] = {}
-        self._draws: dict[tuple[tuple[int, ...], str], dict[tuple[Arm, str], NDArray[np.float32]]] = {}
+        self._found: dict[tuple[Entry, str, str], dict[int, Measurement]] = {}
+        self._draws: dict[tuple[tuple[int, ...], str], dict[tuple[Entry, str], NDArray[np.float32]]] = {}
         for row in self.rows:
-            arm = Arm(row.setting, row.method, row.learning_rate if row.setting == SEARCH else 0.0)
-            by_seed = self._found.setdefault((arm, row.measure, row.suite), {})
+            entry = Entry(row.setting, row.method, row.learning_rate if row.setting == SEARCH else 0.0)
+            by_seed = self._found.setdefault((entry, row.measure, row.suite), {})
             if row.seed in by_seed:
-                raise ValueError(f"{arm}, seed {row.seed}: {row.measure} {row.suite} is there twice; delete one of the rows")
+                raise ValueError(f"{entry}, seed {row.seed}: {row.measure} {row.suite} is there twice; delete one of the rows")
             by_seed[row.seed] = row
         for setting in dict.fromkeys(row.setting for row in self.rows if row.setting != SEARCH):
-            singles = [arm for arm in self.arms(setting) if arm.method.startswith(SINGLE)]
+            singles = [entry for entry in self.entries(setting) if entry.method.startswith(SINGLE)]
             if len(singles) > 1 and (best := self.best(singles)):
                 copied = {key: found for key, found in self._found.items() if key[0] == best}
-                self._found |= {(Arm(setting, SINGLE_BEST), *key[1:]): found for key, found in copied.items()}
+                self._found |= {(Entry(setting, SINGLE_BEST), *key[1:]): found for key, found in copied.items()}
 
-    def arms(self, setting: str) -> list[Arm]:
+    def entries(self, setting: str) -> list[Entry]:
         """What was asked questions in ``setting``, in the order to show it."""
-        found = {arm for arm, measure, _ in self._found if arm.setting == setting and measure == "preference"}
-        return sorted(found, key=lambda arm: (place(arm.method), arm.learning_rate))
+        found = {entry for entry, measure, _ in self._found if entry.setting == setting and measure == "preference"}
+        return sorted(found, key=lambda entry: (display_order(entry.method), entry.learning_rate))
 
     def settings(self) -> list[str]:
         """Settings in which questions were asked, the default first and the search last."""
-        found = {arm.setting for arm, measure, _ in self._found if measure == "preference"}
+        found = {entry.setting for entry, measure, _ in self._found if measure == "preference"}
         known = [name for name in SETTINGS if name in found]
         return sorted(known + sorted(found - set(known)), key=lambda name: name == SEARCH)
 
     def clients(self, setting: str) -> list[str]:
         """Clients with a suite of their own, in the order of the rows."""
-        suites = (suite for arm, measure, suite in self._found if (arm.setting, measure) == (setting, "preference"))
+        suites = (suite for entry, measure, suite in self._found if (entry.setting, measure) == (setting, "preference"))
         return [suite for suite in dict.fromkeys(suites) if suite != HELD_OUT]
 
-    def seeds(self, arm: Arm, quantity: str, clients: Collection[str] = ()) -> set[int]:
+    def seeds(self, entry: Entry, quantity: str, clients: Collection[str] = ()) -> set[int]:
         """Seeds at which all of ``quantity`` was measured."""
-        parts = [set(self._found.get(part, {})) for part in self._parts(arm, quantity, clients)]
+        parts = [set(self._found.get(part, {})) for part in self._parts(entry, quantity, clients)]
         return set.intersection(*parts) if parts else set()
 
-    def best(self, arms: Iterable[Arm]) -> Arm | None:
-        """The arm of the largest mean preference, with hindsight, among those that were measured on the most seeds."""
-        seeds = {arm: sorted(self.seeds(arm, MEAN)) for arm in arms}
-        means = {arm: (len(seeds[arm]), float(self._values(arm, MEAN, seeds[arm]).mean())) for arm in seeds if seeds[arm]}
+    def best(self, entries: Iterable[Entry]) -> Entry | None:
+        """The entry of the largest mean preference, with hindsight, among those that were measured on the most seeds."""
+        seeds = {entry: sorted(self.seeds(entry, MEAN)) for entry in entries}
+        means = {
+            entry: (len(seeds[entry]), float(self._values(entry, MEAN, seeds[entry]).mean())) for entry in seeds if seeds[entry]
+        }
         return max(means, key=means.__getitem__) if means else None
 
     def estimate(
-        self, arm: Arm, quantity: str, seeds: Iterable[int] | None = None, clients: Collection[str] = ()
+        self, entry: Entry, quantity: str, seeds: Iterable[int] | None = None, clients: Collection[str] = ()
     ) -> Estimate | None:
         """``quantity`` over ``seeds``, all that there are if None; summaries are over ``clients``, all if empty."""
-        own = self.seeds(arm, quantity, clients)
+        own = self.seeds(entry, quantity, clients)
         wanted = tuple(sorted(own if seeds is None else seeds))
         if not wanted or not own.issuperset(wanted):
             return None
         measure, _, name = quantity.partition(".")
-        values = self._values(arm, quantity, wanted, clients)
+        values = self._values(entry, quantity, wanted, clients)
         if measure in MEASURES:
-            suites = [suite for _, _, suite in self._parts(arm, quantity, clients)]
-            draws: NDArray[Any] = np.stack([self._resampled(wanted, suite)[arm, measure] for suite in suites])  # (suites, B, S)
+            suites = [suite for _, _, suite in self._parts(entry, quantity, clients)]
+            draws: NDArray[Any] = np.stack(
+                [self._resampled(wanted, suite)[entry, measure] for suite in suites]
+            )  # (suites, B, S)
         else:
             draws = values[:, self._picks(wanted)]
         over_clients = np.min if name == "worst" else np.mean
         return Estimate(float(over_clients(values, axis=0).mean()), over_clients(draws, axis=0).mean(axis=1, dtype=np.float64))
 
-    def interval(self, arm: Arm, quantity: str) -> Interval | None:
+    def interval(self, entry: Entry, quantity: str) -> Interval | None:
         """``quantity`` with its interval over all seeds that there are."""
-        estimate = self.estimate(arm, quantity)
+        estimate = self.estimate(entry, quantity)
         return estimate.interval(CONFIDENCE) if estimate else None
 
-    def _values(self, arm: Arm, quantity: str, seeds: Iterable[int], clients: Collection[str] = ()) -> NDArray[np.float64]:
+    def _values(self, entry: Entry, quantity: str, seeds: Iterable[int], clients: Collection[str] = ()) -> NDArray[np.float64]:
         """What was measured of each part of ``quantity`` (clients, suites) at each seed: (parts, S)."""
-        return np.array([[self._found[part][seed].value for seed in seeds] for part in self._parts(arm, quantity, clients)])
+        return np.array([[self._found[part][seed].value for seed in seeds] for part in self._parts(entry, quantity, clients)])
 
-    def pair(self, first: Arm, second: Arm, quantity: str) -> Pair | None:
+    def paired(self, first: Entry, second: Entry, quantity: str) -> tuple[Estimate, Estimate] | None:
         """Both over the seeds and clients that they have in common, with the same draws."""
         clients = [c for c in self.clients(first.setting) if c in self.clients(second.setting)]
         common = self.seeds(first, quantity, clients) & self.seeds(second, quantity, clients)
-        one, other = (self.estimate(arm, quantity, common, clients) for arm in (first, second))
+        one, other = (self.estimate(entry, quantity, common, clients) for entry in (first, second))
         return (one, other) if one and other else None
 
-    def difference(self, first: Arm, second: Arm, quantity: str) -> Estimate | None:
+    def difference(self, first: Entry, second: Entry, quantity: str) -> Estimate | None:
         """``first`` less ``second``, paired by seed and question."""
-        pair = self.pair(first, second, quantity)
+        pair = self.paired(first, second, quantity)
         return pair[0] - pair[1] if pair else None
 
-    def _parts(self, arm: Arm, quantity: str, clients: Collection[str]) -> list[tuple[Arm, str, str]]:
+    def _parts(self, entry: Entry, quantity: str, clients: Collection[str]) -> list[tuple[Entry, str, str]]:
         measure, _, name = quantity.partition(".")
         if name not in SUMMARIES:
-            return [(arm, measure, name)]
+            return [(entry, measure, name)]
         if measure in MEASURES:
-            return [(arm, measure, client) for client in clients or self.clients(arm.setting)]
-        found = [key for key in self._found if key[:2] == (arm, measure)]
+            return [(entry, measure, client) for client in clients or self.clients(entry.setting)]
+        found = [key for key in self._found if key[:2] == (entry, measure)]
         took_part = [key for key in found if any(row.value > 0 for row in self._found[key].values())]
         return took_part or found
 
@@ -301,12 +224,12 @@ class Results:
         """Which seed, by place, stands in each of the S places of a resample: (B, S)."""
         return stream(self.seed, "seeds", *seeds).integers(len(seeds), size=(self.resamples, len(seeds)))
 
-    def _resampled(self, seeds: tuple[int, ...], suite: str) -> dict[tuple[Arm, str], NDArray[np.float32]]:
-        """Resampled means (B, S) of every arm and measure that has ``suite`` at all ``seeds``."""
+    def _resampled(self, seeds: tuple[int, ...], suite: str) -> dict[tuple[Entry, str], NDArray[np.float32]]:
+        """Resampled means (B, S) of every entry and measure that has ``suite`` at all ``seeds``."""
         if (seeds, suite) not in self._draws:
             wanted = {
-                (arm, measure): by_seed
-                for (arm, measure, name), by_seed in self._found.items()
+                (entry, measure): by_seed
+                for (entry, measure, name), by_seed in self._found.items()
                 if name == suite and measure in MEASURES and by_seed.keys() >= set(seeds)
             }
             picks = self._picks(seeds)
@@ -330,11 +253,3 @@ def _resampled_means(hits: NDArray[np.float32], resamples: int, rng: np.random.G
         counts = np.bincount(chosen.ravel(), minlength=rows * n).reshape(rows, n)
         means[start : start + rows] = counts.astype(np.float32) @ hits / n  # whole numbers below 2**24: equal hits stay equal
     return means
-
-
-def compare(
-    rows: Iterable[Row], setting: str, first: str, second: str, quantity: str = MEAN, *, resamples: int = RESAMPLES
-) -> Interval | None:
-    """``first`` less ``second`` with its paired interval; None where no seed has both."""
-    difference = Results(rows, resamples=resamples).difference(Arm(setting, first), Arm(setting, second), quantity)
-    return difference.interval(CONFIDENCE) if difference else None

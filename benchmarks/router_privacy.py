@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mor.config import load_params
-from tasks.project import paths, runtime
+from tasks.project import command_line, paths
 
 if TYPE_CHECKING:
     import torch
@@ -47,12 +47,12 @@ def routed(
     return float(np.mean(right)), float(np.mean([float(w[:, k].mean()) for k, w in enumerate(weights)]))
 
 
-def measure(draws: Annotated[int, typer.Option(min=1, help="of the noise")] = 8) -> None:
+def measure_privacy(draws: Annotated[int, typer.Option(min=1, help="of the noise")] = 8) -> None:
     """Read the project's data and print the table."""
     import numpy as np
 
     from mor.data.schema import load_images
-    from mor.federation.federation import prompt_features
+    from mor.federation.server import prompt_features
     from mor.vlm.load import Vlm
     from tasks.project.clients import pairs_of, public_prompts
     from tasks.stages.evaluate import read_suites
@@ -79,4 +79,4 @@ def measure(draws: Annotated[int, typer.Option(min=1, help="of the noise")] = 8)
 
 
 if __name__ == "__main__":
-    runtime.command(measure)
+    command_line.command(measure_privacy)

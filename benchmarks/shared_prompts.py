@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mor.config import load_params
-from tasks.project import runtime
+from mor.config import Params, load_params
+from tasks.project import command_line
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -34,13 +34,14 @@ class ShortAnswers:
         return [-float(len(completion[-1]["content"])) for completion in completions]
 
 
-def seconds(trainer: type[GRPOTrainer], prompts: list[PublicPrompt], steps: int) -> tuple[float, dict[str, Any]]:
+def timed_training(
+    params: Params, trainer: type[GRPOTrainer], prompts: list[PublicPrompt], steps: int
+) -> tuple[float, dict[str, Any]]:
     """Seconds of ``steps`` steps, and the adapter they end with."""
     from peft import get_peft_model_state_dict
 
     from mor.alignment.grpo import train_round
 
-    params = load_params()
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         model, _ = train_round(
@@ -50,7 +51,7 @@ def seconds(trainer: type[GRPOTrainer], prompts: list[PublicPrompt], steps: int)
         return time.perf_counter() - began, get_peft_model_state_dict(model)
 
 
-def measure(steps: Annotated[int, typer.Option(min=1, help="of each training")] = 40) -> None:
+def measure_speed(steps: Annotated[int, typer.Option(min=1, help="of each training")] = 40) -> None:
     """Train twice and print what differs."""
     import numpy as np
     from PIL import Image
@@ -60,14 +61,15 @@ def measure(steps: Annotated[int, typer.Option(min=1, help="of each training")] 
     from mor.data.public import PublicPrompt
     from mor.fedvqa.render import ask
 
-    rng = np.random.default_rng(0)
+    params, rng = load_params(), np.random.default_rng(0)
     questions = [ask(domain, rng, "public") for domain in ("documents", "medical", "scenes") for _ in range(100)]
     prompts = [PublicPrompt(str(i), q.prompt, Image.fromarray(q.image), None, np.ones(1)) for i, q in enumerate(questions)]
-    (before, theirs), (after, ours) = (seconds(trainer, prompts, steps) for trainer in (GRPOTrainer, SharedPromptTrainer))
+    trainers = (GRPOTrainer, SharedPromptTrainer)
+    (before, theirs), (after, ours) = (timed_training(params, trainer, prompts, steps) for trainer in trainers)
     difference = max(float((theirs[name] - ours[name]).abs().max()) for name in ours)
     print(f"TRL {before:.1f} s, shared prompts {after:.1f} s: {before / after:.2f} times as fast")
     print(f"largest difference between the adapters {difference:.1e}")
 
 
 if __name__ == "__main__":
-    runtime.command(measure)
+    command_line.command(measure_speed)

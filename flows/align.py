@@ -1,7 +1,7 @@
 """Stage ``align``: GRPO rounds with the router's online refit."""
 
 from mor.config import load_params
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def align() -> None:
@@ -12,4 +12,4 @@ def align() -> None:
 
 
 if __name__ == "__main__":
-    runtime.stage(align)
+    command_line.stage(align)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks.catalogue import headline, methods, settings
+from benchmarks.catalogue import DEFAULT, federations, headline_methods, recipes
 from mor.config import ConfigError, Params, load_params
-from tasks.project import paths, runtime
+from tasks.project import command_line, paths
 
 if TYPE_CHECKING:
-    from benchmarks.run import Cell
+    from benchmarks.plan import Case
 
 SEVERAL = ("--seeds", "--methods", "--settings")  # take one value or more: `--seeds 0 1 2`
 
@@ -52,34 +52,34 @@ def benchmark(
         for name in asked or ():
             if name not in there:
                 raise typer.BadParameter(f"{name!r} is no {kind}; expected {', '.join(there)}")
-    from benchmarks.run import compare, report_comparison
+    from benchmarks.run import measure_cases, report_results
 
-    report_comparison(compare(cells(params, quick, seeds, methods or headline(params.clients), settings, search), jobs))
+    asked_for = cases(params, quick, seeds, methods or headline_methods(params.clients), settings, search)
+    report_results(params, measure_cases(params, asked_for, jobs))
 
 
-def cells(
+def cases(
     params: Params,
     quick: bool,
     seeds: Sequence[int] | None,
     methods: Sequence[str],
     settings: Sequence[str] | None,
     search: bool,
-) -> list[Cell]:
+) -> list[Case]:
     """The results that are asked for, seed by seed."""
-    from benchmarks.results import DEFAULT
-    from benchmarks.run import Cell
+    from benchmarks.plan import Case
 
     plan = params.benchmark
     if search:
-        return [Cell(DEFAULT, plan.search_seed, m, f, True) for m in methods for f in plan.search_factors]
+        return [Case(DEFAULT, plan.search_seed, m, f, True) for m in methods for f in plan.search_factors]
     seeds = plan.seeds if seeds is None else seeds
     seeds = seeds[:1] if quick else seeds
-    return [Cell(setting, seed, method) for seed in seeds for setting in settings or [DEFAULT] for method in methods]
+    return [Case(setting, seed, method) for seed in seeds for setting in settings or [DEFAULT] for method in methods]
 
 
 def known(params: Params) -> tuple[list[str], list[str]]:
     """Names of all methods and settings."""
-    return list(methods(params.clients)), list(settings(params.clients, params.base))
+    return list(recipes(params.clients)), list(federations(params.clients, params.base))
 
 
 def names() -> str:
@@ -92,4 +92,4 @@ def names() -> str:
 
 
 if __name__ == "__main__":
-    runtime.command(benchmark, spread(sys.argv[1:]), epilog=names())
+    command_line.command(benchmark, spread(sys.argv[1:]), epilog=names())

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def diff(
@@ -24,4 +24,4 @@ def diff(
 
 
 if __name__ == "__main__":
-    runtime.command(diff)
+    command_line.command(diff)

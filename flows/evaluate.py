@@ -1,7 +1,7 @@
 """Stage ``evaluate``: base against aligned, reward models, router, bytes and seconds."""
 
 from mor.config import load_params
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def evaluate() -> None:
@@ -12,4 +12,4 @@ def evaluate() -> None:
 
 
 if __name__ == "__main__":
-    runtime.stage(evaluate)
+    command_line.stage(evaluate)

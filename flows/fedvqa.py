@@ -1,7 +1,7 @@
 """Stage ``fedvqa``: write the embedded data."""
 
 from mor.config import load_params
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def fedvqa() -> None:
@@ -13,4 +13,4 @@ def fedvqa() -> None:
 
 
 if __name__ == "__main__":
-    runtime.stage(fedvqa)
+    command_line.stage(fedvqa)

@@ -5,9 +5,8 @@ A held one is merged by `--release NAME` or declined by `--discard NAME`; `--now
 
 from __future__ import annotations
 
-from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from zoneinfo import ZoneInfo
 
 import typer
 from rich import box
@@ -16,11 +15,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mor.config import load_params
-from mor.text import shown
-from tasks.project import paths, runtime
+from mor.text import printable
+from tasks.project import command_line, paths
 
 if TYPE_CHECKING:
-    from tasks.nights.ingest import Delivery
+    from tasks.nights.deliveries import Delivery
 
 console = Console(soft_wrap=True)
 
@@ -35,25 +34,29 @@ def run(
     """Do what is asked, one process at a time; without a wish, list."""
     if sum((to_release is not None, to_discard is not None, now)) > 1:
         raise typer.BadParameter("give one of --release, --discard and --now")
-    from tasks.nights.ingest import deliveries, discard, ingest, label, release, waiting
-    from tasks.nights.night import alone
+    from tasks.nights.held import discard, held_deliveries, release
+    from tasks.nights.intake import file_label, take_in_all, waiting
+    from tasks.nights.journal import night_lock, today
 
     params = load_params(paths.PARAMS)
+    inbox = Path(params.nightly.inbox)
     if not (to_release or to_discard or now):
-        show(
-            [f"{label(path)}  {shown(path)}" for path in waiting(params)],
-            [found for found in deliveries() if found.state == "held"],
-        )
+        show([f"{file_label(path)}  {printable(path)}" for path in waiting(inbox)], held_deliveries())
         return
-    with alone():
-        if now:
-            today = datetime.now(ZoneInfo(params.nightly.timezone)).date().isoformat()
-            if not ingest(params, f"{today} by hand"):
-                console.print(f"Nothing waits in {params.nightly.inbox}.")
-        for delivery in [release(to_release)] if to_release else [discard(to_discard)] if to_discard else []:
-            console.print(f"{delivery.client}/{shown(delivery.name)}: {delivery.state}", highlight=False, markup=False)
-            if delivery.state == "merged":
-                console.print("The next night trains on it, or `dvc repro` now.")
+    with night_lock():
+        if now and not take_in_all(params, f"{today(params.nightly.timezone)} by hand"):
+            console.print(f"Nothing waits in {inbox}.")
+        if to_release:
+            tell(release(to_release, params))
+        if to_discard:
+            tell(discard(to_discard))
+
+
+def tell(delivery: Delivery) -> None:
+    """What became of a held delivery."""
+    console.print(f"{delivery.client}/{printable(delivery.name)}: {delivery.state}", highlight=False, markup=False)
+    if delivery.state == "merged":
+        console.print("The next night trains on it, or `dvc repro` now.")
 
 
 def show(waits: list[str], held: list[Delivery]) -> None:
@@ -67,9 +70,9 @@ def show(waits: list[str], held: list[Delivery]) -> None:
     for delivery in held:
         counts = (str(delivery.rows), str(delivery.accepted))
         cells = (f"{delivery.client}/{delivery.name}", delivery.night, *counts, "\n".join(delivery.reasons))
-        table.add_row(*(Text(shown(cell, None, lines=True)) for cell in cells))
+        table.add_row(*(Text(printable(cell, None, lines=True)) for cell in cells))
     console.print(table)
 
 
 if __name__ == "__main__":
-    runtime.command(run)
+    command_line.command(run)

@@ -1,6 +1,14 @@
-"""One night (`make nightly` schedules it); it ends as `tasks/nights/night.py` lists.
+"""One night (`make nightly` schedules it): what clients delivered is taken in, what is out of date trained, judged and kept.
 
 A night that was killed goes on where it stopped when it is run again. Its name becomes a git tag, a file's and an MLflow run's.
+
+It ends as one of
+
+- Unchanged: nothing was delivered that counts, and nothing was out of date
+- Held: deliveries drifted too far and wait for a person; nothing else had changed
+- Promoted: the candidate passed the gate and is the champion
+- Refused: the candidate did not; the champion stays
+- Failed: a step failed, and its error says why; the next night tries again
 """
 
 from __future__ import annotations
@@ -8,12 +16,115 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mor.config import UserError
-from tasks.project import runtime
+from mor.config import Params, UserError, load_params
+from mor.text import public_message
+from tasks.project import command_line, decorators, paths
+
+if TYPE_CHECKING:
+    from tasks.nights.journal import NightState
+
+# --- the order of a night ------------------------------------------------------------------------------------------------
+#
+# Every step can be repeated: the journal (.nights/current.json) says which night is under way until it has ended well, DVC
+# decides which stages run, and MLflow's registry knows what serves.
+
+
+def run_night(name: str | None = None) -> NightState:
+    """One whole night; its name is today's date unless given. Raises ``UserError`` if one is under way."""
+    from tasks.nights.journal import begin, night_lock
+    from tasks.project.processes import end_night_processes
+
+    params = load_params(paths.PARAMS)
+    with night_lock():
+        end_night_processes()  # of a night that was killed
+        night = begin(name, params.nightly.timezone)  # that night, if there is one
+        night.announce("Running", "")
+        try:
+            bring_up_to_date(night, params)
+        except Exception as error:
+            night.ending, night.message = "Failed", public_message(error)
+            finish(night, params)
+            raise
+        finish(night, params)
+    return night
+
+
+def bring_up_to_date(night: NightState, params: Params) -> None:
+    """Take deliveries in; if they, the settings or the code give reason to, make a candidate and judge it."""
+    from tasks.nights.git import version_clients
+    from tasks.nights.intake import take_in_all
+    from tasks.nights.steps import step
+    from tasks.tracking import registry
+
+    step("settle", registry.restore_aliases)  # a kill may have come between a promotion's aliases
+    found = step("ingest", take_in_all, params, night.name)
+    night.deliveries = [delivery.public_view(params.clients) for delivery in found]
+    step("version", version_clients, params.clients)
+    if not has_work(night, params):
+        night.end_without_work()
+        return
+    make_and_judge(night, params)
+
+
+def has_work(night: NightState, params: Params) -> bool:
+    """Whether there is something to train or to judge; noted in the journal."""
+    from tasks.project.dvc import outdated_stages
+    from tasks.tracking import registry
+
+    if not night.work:  # decided before it was cut off, or left by one that failed
+        stale = outdated_stages()
+        night.work = stale != [] or night.has_new_rows or not registry.is_judged(params.gate)
+        night.save()
+    return night.work
+
+
+def make_and_judge(night: NightState, params: Params) -> None:
+    """Every stage, then the candidate's way through registry, gate and trial; all recorded below the night's MLflow run."""
+    from tasks.nights.record import recorded_run
+    from tasks.nights.steps import stage_step, step
+    from tasks.project.dvc import stage_order
+    from tasks.tracking import registry, trial
+    from tasks.tracking.judging import judge_candidate
+    from tasks.tracking.packaging import register
+    from tasks.tracking.runs import reconcile
+
+    with recorded_run(night.name, params) as run_id:
+        for stage in stage_order():
+            night.stages.append(stage_step(stage, params.nightly, run_id))
+        step("record", reconcile, run_id, params)
+        candidate = step("register", register, night.name, run_id, params)
+        verdict = step("gate", judge_candidate, candidate, params)
+        verdict = step("try", trial.try_candidate, candidate, verdict, params.gate)
+        step("promote", registry.promote, candidate, verdict, params.gate)
+    night.end_with(verdict)
+
+
+def finish(night: NightState, params: Params) -> None:
+    """Write the page, commit and push what the night has made, tell how it ended; then it is over."""
+    from tasks.nights.git import keep, push
+    from tasks.nights.record import write_night
+    from tasks.nights.steps import console, step
+
+    try:
+        if night.work or night.deliveries:
+            step("report", write_night, night, params)
+            if night.ending != "Failed":
+                step("keep", keep, night.name, night.ending, night.message)
+                if params.nightly.push:
+                    step("push", push, night.name, params.nightly.git_remote, retry=params.nightly)
+    except Exception as error:
+        if night.ending != "Failed":  # the next run goes on with this night
+            night.announce("Failed", public_message(error))
+            raise
+        console.print(public_message(error), style="red", markup=False, highlight=False)
+    night.close()
+
+
+# --- as a Prefect flow and a command --------------------------------------------------------------------------------------
 
 NAME = r"(?!.*\.\.)[0-9A-Za-z][0-9A-Za-z._-]{0,63}(?<![.])(?<!\.lock)"  # what git, too, takes for a tag
 
@@ -30,15 +141,12 @@ def checked(night: str | None) -> str | None:
 
 def _night(night: str | None = None) -> Any:
     """Ingest, train what is stale, judge, promote or refuse; ``night`` names it, today's date if left out."""
-    checked(night)
-    from tasks.nights.night import run_night
-
-    course = run_night(night)
+    ended = run_night(checked(night))
     if not os.environ.get("PREFECT_API_URL"):
         return None
     from prefect.states import Completed
 
-    return Completed(name=course.ending, message=course.message or None)
+    return Completed(name=ended.ending, message=ended.message or None)
 
 
 def _name() -> str:
@@ -50,7 +158,7 @@ def _name() -> str:
 
 def _report(flow: Any, run: Any, state: Any) -> None:
     """Tell the webhook of an end that the night itself could not report."""
-    from tasks.project.services import notify
+    from tasks.project.webhook import notify
 
     notify({"night": str((run.parameters or {}).get("night") or ""), "state": state.name, "message": state.message or ""})
 
@@ -62,7 +170,7 @@ OPTIONS: dict[str, Any] = {
     "on_cancellation": [_report],
     "validate_parameters": False,
 }
-nightly = runtime.flow(**OPTIONS)(_night)
+nightly = decorators.flow(**OPTIONS)(_night)
 
 
 def _argument(night: str | None) -> str | None:
@@ -78,14 +186,15 @@ def run(
     ] = None,
 ) -> None:
     """A night with a Prefect server of its own, unless ``PREFECT_API_URL`` names one."""
-    from tasks.project.dvc import StageFailed, prefect_server
+    from tasks.project.dvc import StageFailed
+    from tasks.project.servers import temporary_prefect
 
-    with prefect_server():
+    with temporary_prefect():
         try:
-            runtime.flow(**OPTIONS)(_night)(night)
+            decorators.flow(**OPTIONS)(_night)(night)
         except StageFailed:
             sys.exit(1)  # the night has said why
 
 
 if __name__ == "__main__":
-    runtime.command(run)
+    command_line.command(run)

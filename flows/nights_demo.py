@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -14,7 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mor.config import UserError
-from tasks.project import runtime
+from tasks.project import command_line
+
+if TYPE_CHECKING:
+    from tasks.nights.demo import SimulatedNight
 
 console = Console()
 console.width = max(console.width, 110)  # the table's
@@ -25,49 +30,56 @@ def series(folder: Path, kills: int, seconds: dict[str, float], seed: int) -> di
 
     The kills are spread over the nights in proportion to ``seconds``, at moments drawn from ``seed``.
     """
-    from tasks.nights import demo
-    from tasks.project.dvc import prefect_server
+    from tasks.nights.demo import NIGHTS, kill_times, make_project, simulate
 
     console.print(f"[bold]{folder}[/]: a fresh project")
-    demo.make_project(folder)
+    make_project(folder)
     rng = random.Random(seed)
-    nights = rng.choices([act.night for act in demo.ACTS], [seconds.get(act.night, 1.0) for act in demo.ACTS], k=kills)
+    struck = rng.choices([night.name for night in NIGHTS], [seconds.get(night.name, 1.0) for night in NIGHTS], k=kills)
     table = Table("night", "", "must end", "Prefect", "MLflow", "champion", "kills", "s", box=box.SIMPLE_HEAD)
-    taken, wrong, struck, home = {}, [], 0, Path.cwd()
-    os.chdir(folder)  # the server's history belongs to the project
-    try:
-        with prefect_server() as address:
-            if address is None:
-                raise UserError(f"{folder}/.prefect/server.log: the Prefect server did not start")
-            for act in demo.ACTS:
-                console.print(f"night {act.night}: {act.title} ...")
-                due = sum(night <= act.night for night in nights) - struck  # with those that came too late before
-                waits = demo.moments(due, seconds.get(act.night, 0.0), rng)
-                taken[act.night], hits = demo.play(act, Path(), address, waits, rng)
-                struck += hits
-                ending, (recorded, champion) = demo.seen_in_prefect(act.night, address), demo.seen_in_mlflow(Path(), act.night)
-                right = ending == act.ending and recorded in (act.ending, "no run") and champion == act.champion
-                if not right:
-                    wrong.append(act.night)
-                expected = f"{act.ending}, champion {act.champion}"
-                mark = "[green]✓[/]" if right else "[red]✗[/]"
-                table.add_row(
-                    act.night,
-                    act.title,
-                    f"{mark} {expected}",
-                    ending,
-                    recorded,
-                    str(champion),
-                    str(hits),
-                    f"{taken[act.night]:.0f}",
-                )
-    finally:
-        os.chdir(home)
+    taken, wrong, done = {}, [], 0
+    with _server_in(folder) as address:
+        for night in NIGHTS:
+            console.print(f"night {night.name}: {night.title} ...")
+            due = sum(name <= night.name for name in struck) - done  # with those that came too late before
+            waits = kill_times(due, seconds.get(night.name, 0.0), rng)
+            taken[night.name], hits = simulate(night, Path(), address, waits, rng)
+            done += hits
+            right, row = _outcome(night, address)
+            wrong += [] if right else [night.name]
+            table.add_row(*row, str(hits), f"{taken[night.name]:.0f}")
     console.print(table)
-    console.print(f"{struck} of {kills} kills struck" if kills else "", end="\n" if kills else "")
+    console.print(f"{done} of {kills} kills struck" if kills else "", end="\n" if kills else "")
     if wrong:
         raise UserError(f"{folder}: nights {', '.join(wrong)} did not end as they must; {folder}/nights.log says what happened")
     return taken
+
+
+@contextmanager
+def _server_in(folder: Path) -> Iterator[str]:
+    """The address of a Prefect server whose history belongs to the project, which is the current folder meanwhile."""
+    from tasks.project.servers import temporary_prefect
+
+    home = Path.cwd()
+    os.chdir(folder)
+    try:
+        with temporary_prefect() as address:
+            if address is None:
+                raise UserError(f"{folder}/.prefect/server.log: the Prefect server did not start")
+            yield address
+    finally:
+        os.chdir(home)
+
+
+def _outcome(night: SimulatedNight, address: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether the night ended as it must, and what the table says of that."""
+    from tasks.nights.demo import seen_in_mlflow, seen_in_prefect
+
+    ending, (recorded, champion) = seen_in_prefect(night.name, address), seen_in_mlflow(Path(), night.name)
+    right = ending == night.ending and recorded in (night.ending, "no run") and champion == night.champion
+    mark = "[green]✓[/]" if right else "[red]✗[/]"
+    expected = f"{mark} {night.ending}, champion {night.champion}"
+    return right, (night.name, night.title, expected, ending, recorded, str(champion))
 
 
 def nights(
@@ -75,22 +87,22 @@ def nights(
     seed: Annotated[int, typer.Option(help="of the moments of the kills")] = 0,
 ) -> None:
     """The undisturbed series, and the disturbed one if kills are asked for."""
-    from tasks.nights import demo
+    from tasks.nights.demo import DEMO, final_state
 
-    calm, killed = demo.DEMO / "calm", demo.DEMO / "killed"
+    calm, killed = DEMO / "calm", DEMO / "killed"
     seconds = series(calm, 0, {}, seed)
-    (demo.DEMO / "seconds.json").write_text(json.dumps(seconds))
+    (DEMO / "seconds.json").write_text(json.dumps(seconds))
     if not kills:
         return
     series(killed, kills, seconds, seed)
-    first, second = demo.final_state(calm), demo.final_state(killed)
+    first, second = final_state(calm), final_state(killed)
     different = [name for name in first.keys() | second.keys() if first.get(name) != second.get(name)]
     for name, state in (("calm", first), ("killed", second)):
-        (demo.DEMO / f"{name}.json").write_text(json.dumps(state, indent=1, default=str))
+        (DEMO / f"{name}.json").write_text(json.dumps(state, indent=1, default=str))
     if different:
-        raise UserError(f"The series differ in {', '.join(sorted(different))}: compare {demo.DEMO}/calm.json and killed.json")
+        raise UserError(f"The series differ in {', '.join(sorted(different))}: compare {DEMO}/calm.json and killed.json")
     console.print("[green]The kills changed nothing:[/] data, archive, models, metrics, commits and registry are equal.")
 
 
 if __name__ == "__main__":
-    runtime.command(nights)
+    command_line.command(nights)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def pin(
@@ -32,4 +32,4 @@ def pin(
 
 
 if __name__ == "__main__":
-    runtime.command(pin)
+    command_line.command(pin)

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from mor.config import load_params
-from tasks.project import runtime
+from tasks.project import command_line, decorators
 
 console = Console(stderr=True)
 FOR_DVC = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}  # what is not ours to refuse
@@ -23,8 +23,9 @@ FOR_DVC = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]
 
 def pipeline(arguments: Sequence[str] = ()) -> None:
     """Bring every stage up to date and show the results."""
-    from tasks.project.dvc import outdated_stages, prefect_server
+    from tasks.project.dvc import outdated_stages
     from tasks.project.guard import login_hint
+    from tasks.project.servers import temporary_prefect
     from tasks.reports.console import show_results
 
     load_params()  # a mistake in the settings is reported before anything starts
@@ -35,15 +36,15 @@ def pipeline(arguments: Sequence[str] = ()) -> None:
         if outdated:
             console.print(f"Out of date: {', '.join(outdated)}")
         theirs = os.environ.get("PREFECT_API_URL")
-        with prefect_server() as address:
+        with temporary_prefect() as address:
             if address is None:
                 console.print("[yellow]No Prefect server: .prefect/server.log says why. Going on without it.[/]")
             else:
                 login = "" if theirs else f"; login {login_hint()}"
                 console.print(
-                    f"Prefect: {runtime.without_login(address)} (while this runs{login})", highlight=False, soft_wrap=True
+                    f"Prefect: {command_line.without_login(address)} (while this runs{login})", highlight=False, soft_wrap=True
                 )
-            runtime.flow(name="pipeline", flow_run_name="pipeline")(execute)(list(arguments))
+            decorators.flow(name="pipeline", flow_run_name="pipeline")(execute)(list(arguments))
     show_results()
 
 
@@ -52,7 +53,8 @@ def execute(arguments: list[str]) -> None:
     from tasks.project.dvc import StageFailed, reproduce
     from tasks.tracking import runs as tracking
 
-    parent = tracking.open_parent(f"pipeline {os.getpid()}")
+    params = load_params()
+    parent = tracking.open_parent(f"pipeline {os.getpid()}", params)
     os.environ[tracking.PARENT_VARIABLE] = parent
     try:
         reproduce(arguments)
@@ -64,7 +66,7 @@ def execute(arguments: list[str]) -> None:
         console.print("[yellow]Stopped.[/] Run again to go on from the last checkpoint.")
         tracking.close_parent(parent, "KILLED")
         raise
-    tracking.reconcile(parent)
+    tracking.reconcile(parent, params)
     tracking.close_parent(parent, "FINISHED")
 
 
@@ -81,4 +83,4 @@ def run(
 
 
 if __name__ == "__main__":
-    runtime.command(run, context_settings=FOR_DVC)
+    command_line.command(run, context_settings=FOR_DVC)

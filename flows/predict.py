@@ -8,19 +8,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mor.text import shown
-from tasks.project import runtime
+from mor.text import printable
+from tasks.project import command_line
 
 BAR = 30  # characters of a weight of 1
 
 
 def predict(image: Annotated[Path, typer.Option()], prompt: Annotated[str, typer.Option(help="such as 'How many?'")]) -> None:
     """Print the answer, and whose opinions shaped answers to prompts of this kind."""
-    from tasks.tracking.registry import ask
+    from tasks.tracking.predicting import ask_champion
 
-    champion, answer, weights = ask(image, prompt)
+    champion, answer, weights = ask_champion(image, prompt)
     console = Console()
-    console.print(shown(answer, None, lines=True), style="bold", markup=False, highlight=False)
+    console.print(printable(answer, None, lines=True), style="bold", markup=False, highlight=False)
     console.print(f"\nmor-policy version {champion.policy}, night {champion.night}; opinions that shaped it:", style="dim")
     width = max(map(len, weights))
     for client, weight in sorted(weights.items(), key=lambda item: -item[1]):
@@ -28,4 +28,4 @@ def predict(image: Annotated[Path, typer.Option()], prompt: Annotated[str, typer
 
 
 if __name__ == "__main__":
-    runtime.command(predict)
+    command_line.command(predict)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tasks.project import runtime
+from mor.config import load_params
+from tasks.project import command_line, paths
 
 
 def prune(
@@ -14,10 +15,10 @@ def prune(
     cloud: Annotated[bool, typer.Option("--cloud", help="also on the DVC remote, and the tags on nightly.git_remote")] = False,
 ) -> None:
     """Say what would go, or delete it."""
-    from tasks.nights import prune
+    from tasks.nights.prune import prune_nights
 
-    prune.prune(yes, cloud)
+    prune_nights(load_params(paths.PARAMS).nightly, yes, cloud)
 
 
 if __name__ == "__main__":
-    runtime.command(prune)
+    command_line.command(prune)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mor.config import load_params
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def report() -> None:
@@ -14,4 +14,4 @@ def report() -> None:
 
 
 if __name__ == "__main__":
-    runtime.stage(report)
+    command_line.stage(report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def rollback() -> None:
@@ -21,4 +21,4 @@ def rollback() -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(rollback)
+    command_line.command(rollback)

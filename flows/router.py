@@ -1,7 +1,7 @@
 """Stage ``router``: fit the first router."""
 
 from mor.config import load_params
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def router() -> None:
@@ -12,4 +12,4 @@ def router() -> None:
 
 
 if __name__ == "__main__":
-    runtime.stage(router)
+    command_line.stage(router)

@@ -12,39 +12,41 @@ import threading
 from rich.console import Console
 
 from mor.config import load_params
-from tasks.project import runtime
+from tasks.project import command_line
 
 console = Console(stderr=True, soft_wrap=True)
 
 
 def schedule() -> None:
     """Start everything, say where it is, and wait for Ctrl-C or a SIGTERM."""
-    from tasks.project import guard, services
-    from tasks.tracking import runs as tracking
+    from tasks.project import guard, processes, servers
+    from tasks.project.webhook import webhook_address
+    from tasks.tracking import store
 
-    services.heed_signals()
+    processes.heed_signals()
     nightly = load_params().nightly
-    services.webhook()  # a mistake in its address is reported now, and not at night
+    webhook_address()  # a mistake in its address is reported now, and not at night
     prefect, mlflow = os.environ.get("PREFECT_API_URL"), os.environ.get("MLFLOW_TRACKING_URI", "")
     mlflow = mlflow if mlflow.startswith("http") else ""
-    with services.alone():
-        services.end_leftovers()
-        own = [*([] if prefect else [services.prefect_server()]), *([] if mlflow else [services.mlflow_ui()])]
-        os.environ.update(services.PREFECT)
+    with servers.only_supervisor():
+        processes.end_services()
+        own = [*([] if prefect else [servers.supervised_prefect()]), *([] if mlflow else [servers.mlflow_ui()])]
+        os.environ.update(servers.PREFECT_SETTINGS)
         if not prefect:
-            os.environ.update({"PREFECT_API_URL": f"{services.PREFECT_UI}/api", guard.CLIENT_LOGIN: guard.login()})
-        os.environ.setdefault(tracking.ADDRESS_VARIABLE, runtime.without_login(mlflow) or services.MLFLOW_UI)
-        with services.supervise(own):
+            os.environ.update({"PREFECT_API_URL": f"{servers.PREFECT_UI}/api", guard.CLIENT_LOGIN: guard.login()})
+        os.environ.setdefault(store.ADDRESS_VARIABLE, command_line.without_login(mlflow) or servers.MLFLOW_UI)
+        with processes.supervise(own):
             for service in own:
-                services.wait_for(service)
+                servers.wait_for(service)
             if not prefect:
-                services.close_runs()
-            services.register_deployment()
-            with services.supervise([services.worker()]):
+                servers.close_runs()
+            servers.register_deployment()
+            with processes.supervise([servers.worker()]):
                 console.print(
-                    f"Prefect: {runtime.without_login(os.environ['PREFECT_API_URL']).removesuffix('/api')}", highlight=False
+                    f"Prefect: {command_line.without_login(os.environ['PREFECT_API_URL']).removesuffix('/api')}",
+                    highlight=False,
                 )
-                console.print(f"MLflow:  {runtime.without_login(mlflow) or services.MLFLOW_UI}", highlight=False)
+                console.print(f"MLflow:  {command_line.without_login(mlflow) or servers.MLFLOW_UI}", highlight=False)
                 if own:
                     console.print(f"Login:   {guard.login_hint()}", highlight=False)
                 console.print(f"Nights:  {nightly.cron} ({nightly.timezone}); Ctrl-C ends it", highlight=False)
@@ -52,4 +54,4 @@ def schedule() -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(schedule)
+    command_line.command(schedule)

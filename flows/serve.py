@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def serve(
@@ -16,11 +16,11 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8443,
 ) -> None:
     """Answer with scores, comparisons, one noised mean and shared anchors; nothing else leaves the client."""
-    runtime.known_client(client)
+    command_line.known_client(client)
     from tasks.project.clients import serve_client
 
     serve_client(client, host, port, str(certificate), str(key))
 
 
 if __name__ == "__main__":
-    runtime.stage(serve)
+    command_line.stage(serve)

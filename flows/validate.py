@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mor.config import load_params
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def validate() -> None:
@@ -15,4 +15,4 @@ def validate() -> None:
 
 
 if __name__ == "__main__":
-    runtime.stage(validate)
+    command_line.stage(validate)

@@ -1,7 +1,7 @@
 """Stage ``zoo``: train the tiny models from scratch (frozen in ``dvc.yaml``; `make zoo` thaws it)."""
 
 from mor.config import load_params
-from tasks.project import runtime
+from tasks.project import command_line
 
 
 def zoo() -> None:
@@ -12,4 +12,4 @@ def zoo() -> None:
 
 
 if __name__ == "__main__":
-    runtime.stage(zoo)
+    command_line.stage(zoo)

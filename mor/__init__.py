@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from mor.alignment.rounds import Round, align
     from mor.config import Boundary, GrpoSettings, Lora, RouterSettings
     from mor.data.public import PublicPrompt
-    from mor.federation.federation import Settings
     from mor.federation.local import LocalClient
+    from mor.federation.server import Settings
 
 __all__ = ["Boundary", "GrpoSettings", "LocalClient", "Lora", "PublicPrompt", "Round", "RouterSettings", "Settings", "align"]
 
@@ -22,7 +22,7 @@ _HOMES = {
     "mor.alignment.rounds": ("Round", "align"),
     "mor.config": ("Boundary", "GrpoSettings", "Lora", "RouterSettings"),
     "mor.data.public": ("PublicPrompt",),
-    "mor.federation.federation": ("Settings",),
+    "mor.federation.server": ("Settings",),
     "mor.federation.local": ("LocalClient",),
 }
 

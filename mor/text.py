@@ -1,8 +1,8 @@
 """Text of others, shown to people: what it may look like, and what of an error may be told where others read it.
 
 A name, an id or an answer that somebody else wrote may hold characters that a terminal obeys, that turn the reading
-direction round, or that end a line. ``shown`` makes all of them visible. Markup is the business of who writes the page: HTML
-is escaped by its templates, and rich is told ``markup=False``.
+direction round, or that end a line. ``printable`` makes all of them visible. Markup is the business of who writes the
+page: HTML is escaped by its templates, and rich is told ``markup=False``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from mor.config import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 200  # characters of one name or text
-LONGEST_TOLD = 4000  # of an error
+LONGEST_MESSAGE = 4000  # of an error
 
 
-def shown(text: object, most: int | None = LONGEST, *, lines: bool = False) -> str:
+def printable(text: object, most: int | None = LONGEST, *, lines: bool = False) -> str:
     """``text`` with every character that is not printable as an escape, cut after ``most`` characters.
 
     Control characters, line breaks (unless ``lines``), bidi overrides, invisible marks, unusual spaces and bytes that were no
@@ -30,8 +30,8 @@ def shown(text: object, most: int | None = LONGEST, *, lines: bool = False) -> s
 
 
 def visible(value: object) -> object:
-    """``shown`` for the pages' templates, whole and with its line breaks; what is no plain string is left as it is."""
-    return shown(value, None, lines=True) if type(value) is str else value
+    """``printable`` for the pages' templates, whole and with its line breaks; what is no plain string is left as it is."""
+    return printable(value, None, lines=True) if type(value) is str else value
 
 
 def words(name: object) -> str:
@@ -39,18 +39,18 @@ def words(name: object) -> str:
     return str(name).replace("_", " ")
 
 
-def told(error: BaseException) -> str:
+def public_message(error: BaseException) -> str:
     """What may be said of an error in shared places: MLflow, Prefect, the webhook, a commit.
 
     Texts of ``UserError``, and of errors whose class says ``public = True``, are ours and hold no content of anybody's data.
     Those of other libraries may hold a row, a path or a value, so of them there is the kind and the place alone.
     """
     if isinstance(error, UserError) or getattr(error, "public", False):
-        return shown(error, LONGEST_TOLD, lines=True)
-    return f"{type(error).__name__}{place(error)}"
+        return printable(error, LONGEST_MESSAGE, lines=True)
+    return f"{type(error).__name__}{raised_at(error)}"
 
 
-def place(error: BaseException) -> str:
+def raised_at(error: BaseException) -> str:
     """Where it was raised, as `` at tasks/stages/reward.py:63``: the innermost line of ours; empty where nowhere in it."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename)

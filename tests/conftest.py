@@ -16,9 +16,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each has a core: more threads would w
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import tasks.project.runtime  # noqa: E402, F401  telemetry off, before any library is imported
+import tasks.project.decorators  # noqa: E402, F401  telemetry off, before any library is imported
 
-LONGEST = ("test_smoke.py", "test_ingest.py", "test_guard.py")  # begin first, so that no process is left with one at the end
+LONGEST = ("test_smoke.py", "test_kills.py", "test_guard.py")  # begin first, so that no process is left with one at the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 
 from mor.alignment.mixed_reward import ask_clients
-from mor.federation.federation import Federation
 from mor.federation.quorum import ask, require_quorum
+from mor.federation.server import Server
 from mor.routing.bradley_terry import fit_bradley_terry
 from mor.routing.fit import fit_and_control, unfitted
 from mor.routing.router import LEARNED, Router
@@ -34,30 +34,28 @@ class Refit:
     loss: float = float("nan")
 
 
-def next_router(
-    number: int, federation: Federation, router: Router, changed: list[str], adapter: Path | None
-) -> tuple[Router, Refit]:
+def next_router(number: int, server: Server, router: Router, changed: list[str], adapter: Path | None) -> tuple[Router, Refit]:
     """The router after round ``number``: refitted on fresh answers of the policy, or fitted anew for who has ``changed``.
 
     Before the first round, as round 0 without an ``adapter``, the policy is the base. A router that knows nothing yet has
     nothing to be held to, so no trust region holds it.
     """
-    settings = federation.settings
+    settings = server.settings
     if not settings.router.refit_pairs or router.kind not in LEARNED:
         return router, Refit()
     if changed:
         who = ", ".join(changed)
         console.print(f"[yellow]answering with another reward model, or again: {who}.[/] The router is fitted anew")
         if router.kind != "online":
-            return fit_and_control(federation, federation.load_base(), router)[0], Refit()
-        router = unfitted(federation)
+            return fit_and_control(server, server.load_base(), router)[0], Refit()
+        router = unfitted(server)
     trust = settings.router.trust if number and not changed else 0.0
-    policy = load_policy(federation.base, adapter, settings.batch_size) if adapter else federation.load_base()
-    return refit_router(router, policy, federation, trust=trust, rng=stream(settings.seed, "refit", number))
+    policy = load_policy(server.base, adapter, settings.batch_size) if adapter else server.load_base()
+    return refit_router(router, policy, server, trust=trust, rng=stream(settings.seed, "refit", number))
 
 
 def refit_router(
-    router: Router, policy: Vlm, federation: Federation, *, trust: float, rng: np.random.Generator
+    router: Router, policy: Vlm, server: Server, *, trust: float, rng: np.random.Generator
 ) -> tuple[Router, Refit]:
     """Refit on the clients' "A or B?" answers to fresh answers of ``policy``, held by ``trust`` to the last router.
 
@@ -65,7 +63,7 @@ def refit_router(
     for a choice and every reward model for its scores. Torch's global generator is seeded from ``rng`` for the sampling. Raises
     ``QuorumError`` where too few clients answer.
     """
-    prompts, settings, clients = federation.prompts, federation.settings, federation.clients
+    prompts, settings, clients = server.prompts, server.settings, server.clients
     chosen = rng.choice(len(prompts), size=min(settings.router.refit_pairs, len(prompts)), replace=False)
     asked = [prompts[i] for i in chosen]
     torch.manual_seed(int(rng.integers(2**31)))
@@ -90,9 +88,9 @@ def refit_router(
     signs = np.array([sign for _, sign in choices])
     fitted, loss = fit_bradley_terry(
         router,
-        federation.features[torch.from_numpy(rows[index])],
+        server.features[torch.from_numpy(rows[index])],
         torch.from_numpy(margins[index] * signs[:, None]).float(),
-        public=federation.features,
+        public=server.features,
         trust=trust,
     )
     return fitted, Refit(len(choices), loss)

@@ -23,12 +23,12 @@ from mor.alignment.mixed_reward import MixedReward
 from mor.alignment.mixtures import MIXTURES
 from mor.alignment.refit import Refit, next_router
 from mor.data.public import PublicPrompt
-from mor.federation.federation import Federation, Settings, prompt_features
 from mor.federation.ledger import Ledger
 from mor.federation.local import LocalClient
 from mor.federation.quorum import ask
 from mor.federation.remote import RemoteClient
-from mor.files import whole_folder
+from mor.federation.server import Server, Settings, prompt_features
+from mor.files import fresh_folder
 from mor.routing.fit import fingerprints, first_router, fit_and_control, save_router
 from mor.routing.router import LEARNED, Router
 from mor.seeds import integer
@@ -56,7 +56,7 @@ class Round:
 
     number: int  # from 1
     folder: Path
-    federation: Federation
+    server: Server
     trained_with: Router
     router: Router
     refit: Refit
@@ -77,7 +77,7 @@ class Round:
 
     def policy(self) -> Vlm:
         """The base with this round's adapter merged in."""
-        return load_policy(self.federation.base, self.adapter, self.federation.settings.batch_size)
+        return load_policy(self.server.base, self.adapter, self.server.settings.batch_size)
 
 
 def align(
@@ -95,92 +95,90 @@ def align(
     settings, ledger = settings or Settings(), Ledger()
     model = Vlm.load(base, settings.batch_size)
     remotes = [client.connect(model, ledger) for client in clients]
-    federation = Federation(base, remotes, prompts, prompt_features(model, prompts), settings, ledger)
-    yield from align_federation(federation, folder)
+    server = Server(base, remotes, prompts, prompt_features(model, prompts), settings, ledger)
+    yield from run_rounds(server, folder)
 
 
-def align_federation(
-    federation: Federation, folder: Path, *, fitted: Path | None = None, anew: bool = False
-) -> Iterator[Round]:
+def run_rounds(server: Server, folder: Path, *, fitted: Path | None = None, anew: bool = False) -> Iterator[Round]:
     """The same with clients that are connected already.
 
     ``fitted`` is the folder of a router that was fitted before, with its ``fingerprints.json``; without one the first router
     is fitted here. With ``anew`` the clients fit the router afresh before every round.
     """
-    settings = federation.settings
-    router = _router_of_round_0(federation, folder / "rounds" / "0", fitted)
+    settings = server.settings
+    router = _router_of_round_0(server, folder / "rounds" / "0", fitted)
     for number in range(1, settings.grpo.rounds + 1):
         done, last = (folder / "rounds" / str(n) for n in (number, number - 1))
         trainer = folder / f"trainer-{number}"
         if not done.exists():
-            federation.ledger.restore(last / "ledger.json")
+            server.ledger.restore(last / "ledger.json")
         if anew and number > 1:
-            router, _ = fit_and_control(federation, federation.load_base())
+            router, _ = fit_and_control(server, server.load_base())
         if not done.exists():
             if checkpoint := last_checkpoint(trainer):  # a resumed run counts what an uninterrupted one counts
-                federation.ledger.restore(_ledger_of(trainer, Path(checkpoint).name))
-            _one_round(number, federation, router, last, trainer, done)
-        federation.ledger.restore(done / "ledger.json")
+                server.ledger.restore(_ledger_of(trainer, Path(checkpoint).name))
+            _one_round(number, server, router, last, trainer, done)
+        server.ledger.restore(done / "ledger.json")
         log = json.loads((done / "log.json").read_text())
         after = Router.load(done)
-        yield Round(number, done, federation, router, after, Refit(**log["refit"]), log["curve"], log["absent"])
+        yield Round(number, done, server, router, after, Refit(**log["refit"]), log["curve"], log["absent"])
         router = after
 
 
-def weigh(federation: Federation, router: Router) -> dict[str, PublicPrompt]:
+def weigh(server: Server, router: Router) -> dict[str, PublicPrompt]:
     """The public prompts with the router's weights, by id."""
-    prompts = federation.prompts
-    weights = router.weights(federation.features, [prompt.category for prompt in prompts]).double().numpy()
+    prompts = server.prompts
+    weights = router.weights(server.features, [prompt.category for prompt in prompts]).double().numpy()
     return {prompt.id: replace(prompt, weights=row) for prompt, row in zip(prompts, weights, strict=True)}
 
 
-def _router_of_round_0(federation: Federation, done: Path, fitted: Path | None) -> Router:
+def _router_of_round_0(server: Server, done: Path, fitted: Path | None) -> Router:
     """The router of the first round: the one ``fitted`` before, unless it has to learn from the base's answers first
     (online), or somebody's reward model is another one by now, or somebody was absent.
 
     Kept in ``done``, so that a resumed run goes on with the same.
     """
     if done.exists():
-        federation.ledger.restore(done / "ledger.json")
+        server.ledger.restore(done / "ledger.json")
         return Router.load(done)
     changed: list[str] = []
     if fitted is None:
-        router, _ = first_router(federation, federation.load_base())
-        now, _ = fingerprints(federation.clients, done, [])
+        router, _ = first_router(server, server.load_base())
+        now, _ = fingerprints(server.clients, done, [])
     else:
         router = Router.load(fitted)
-        ask(federation.clients if router.kind in LEARNED else [], RemoteClient.hello)
-        now, changed = fingerprints(federation.clients, fitted, router.absent)
+        ask(server.clients if router.kind in LEARNED else [], RemoteClient.hello)
+        now, changed = fingerprints(server.clients, fitted, router.absent)
     if router.kind == "online" or changed:
-        router, _ = next_router(0, federation, router, changed, None)
-    with whole_folder(done) as fresh:
+        router, _ = next_router(0, server, router, changed, None)
+    with fresh_folder(done) as fresh:
         save_router(router, now, fresh)
-        federation.ledger.save(fresh / "ledger.json")
+        server.ledger.save(fresh / "ledger.json")
     return router
 
 
-def _one_round(number: int, federation: Federation, router: Router, last: Path, trainer: Path, done: Path) -> None:
+def _one_round(number: int, server: Server, router: Router, last: Path, trainer: Path, done: Path) -> None:
     """Train, refit and leave everything of the round in ``done``."""
-    settings, grpo = federation.settings, federation.settings.grpo
+    settings, grpo = server.settings, server.settings.grpo
     reward = MixedReward(
-        federation.clients, weigh(federation, router), grpo.generations, grpo.calibration, settings.router.top_k,
+        server.clients, weigh(server, router), grpo.generations, grpo.calibration, settings.router.top_k,
         settings.router.least_weight, grpo.quorum, grpo.coverage, MIXTURES[grpo.mixture],
     )  # fmt: skip
     model, log = train_round(
-        federation.base,
+        server.base,
         reward,
         grpo,
         seed=integer(settings.seed, "align", number),
         adapter=last / "adapter" if number > 1 else None,
         checkpoints=trainer,
-        callbacks=[KeepLedger(federation.ledger)],
+        callbacks=[KeepLedger(server.ledger)],
     )
-    with whole_folder(done) as fresh:
+    with fresh_folder(done) as fresh:
         model.save_pretrained(str(fresh / "adapter"))
-        now, changed = fingerprints(federation.clients, last, router.absent)
-        router, refit = next_router(number, federation, router, changed, fresh / "adapter")
+        now, changed = fingerprints(server.clients, last, router.absent)
+        router, refit = next_router(number, server, router, changed, fresh / "adapter")
         save_router(router, now, fresh)
-        federation.ledger.save(fresh / "ledger.json")
+        server.ledger.save(fresh / "ledger.json")
         log_of = {"curve": _curve(log, number, grpo.steps), "absent": reward.absent, "refit": vars(refit)}
         (fresh / "log.json").write_text(json.dumps(log_of))
 

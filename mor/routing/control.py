@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mor.config import UserError
-from mor.federation.federation import Federation
 from mor.federation.quorum import QuorumError, ask, require_quorum
 from mor.federation.remote import RemoteClient
+from mor.federation.server import Server
 from mor.routing.router import Router
 from mor.seeds import stream
 from mor.vlm.load import Vlm
@@ -44,19 +44,19 @@ class Share:
         return self.questions > 0 and self.value <= 0.5 + Z * 0.5 / math.sqrt(self.questions)
 
 
-def control_clients(router: Router, federation: Federation, base: Vlm) -> tuple[dict[str, Share], list[str], dict[str, str]]:
+def control_clients(router: Router, server: Server, base: Vlm) -> tuple[dict[str, Share], list[str], dict[str, str]]:
     """Ask the control questions; returns each client's share of fitting answers, who failed, and why others were silent.
 
     Where every client fails, the base must be no judge, and nobody did. That is not known where some were silent or are out
     already: then it raises ``QuorumError`` or ``UserError``. Raises ``QuorumError`` below the quorum too.
     """
-    settings, prompts = federation.settings, federation.prompts
+    settings, prompts = server.settings, server.prompts
     budget, rng = min(settings.router.control, len(prompts)), stream(settings.seed, "control", str(len(router.excluded)))
-    asked = [client for client, lost in zip(federation.clients, router.lost, strict=True) if not lost]
+    asked = [client for client, lost in zip(server.clients, router.lost, strict=True) if not lost]
     pool = rng.choice(len(prompts), size=min(len(prompts), 2 * budget * len(router.clients)), replace=False).tolist()
     texts, images = [prompts[i].text for i in pool], [prompts[i].image for i in pool]
     answers = base.answer(texts, images, settings.grpo.max_completion_tokens)
-    weights = router.weights(federation.features[pool]).double().numpy()
+    weights = router.weights(server.features[pool]).double().numpy()
     columns = [router.clients.index(client.name) for client in asked]
     shares, silent = control_shares(asked, weights[:, columns], texts, images, answers, budget, rng)
     require_quorum(asked, silent, settings.grpo.quorum)

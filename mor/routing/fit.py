@@ -1,6 +1,6 @@
-"""The first router of a federation: fitted to what clients say, then checked by control questions.
+"""The first router of a server: fitted to what clients say, then checked by control questions.
 
-A new kind of router is a function ``(router, federation, base, fit, last) -> Router`` in ``FITS``, and its name in
+A new kind of router is a function ``(router, server, base, fit, last) -> Router`` in ``FITS``, and its name in
 ``mor.routing.router.KINDS``.
 """
 
@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from mor.config import UserError
-from mor.federation.federation import Federation
 from mor.federation.quorum import ask, require_quorum
 from mor.federation.remote import Anchors, RemoteClient
+from mor.federation.server import Server
 from mor.routing.bradley_terry import fit_bradley_terry, new_network
 from mor.routing.control import Share, control_clients
 from mor.routing.means import CHANCE, MeansNetwork, basis, nearest_mean
@@ -48,33 +48,33 @@ class Fit:
         )
 
 
-def first_router(federation: Federation, base: Vlm) -> tuple[Router, Fit]:
+def first_router(server: Server, base: Vlm) -> tuple[Router, Fit]:
     """The router before any round. An ``online`` one weighs all alike: it learns from fresh answers alone.
 
     Raises ``QuorumError`` where too few clients answer.
     """
-    settings, kind = federation.settings, federation.settings.router.kind
+    settings, kind = server.settings, server.settings.router.kind
     if kind in ("uniform", "random", "oracle"):
         seed = integer(settings.seed, "random router") if kind == "random" else 0
-        return Router(kind, federation.names, owners=federation.owners if kind == "oracle" else {}, seed=seed), Fit()
-    return (unfitted(federation), Fit()) if kind == "online" else fit_and_control(federation, base)
+        return Router(kind, server.names, owners=server.owners if kind == "oracle" else {}, seed=seed), Fit()
+    return (unfitted(server), Fit()) if kind == "online" else fit_and_control(server, base)
 
 
-def fit_and_control(federation: Federation, base: Vlm, last: Router | None = None) -> tuple[Router, Fit]:
+def fit_and_control(server: Server, base: Vlm, last: Router | None = None) -> tuple[Router, Fit]:
     """Fit a router and check what it trusts: who fails the control questions is excluded, and the router fitted anew.
 
     Returns the router and what the clients said, from the last time that each was asked. Raises ``QuorumError`` where too few
     answer.
     """
     excluded: list[str] = []
-    fit, settings = Fit(), federation.settings.router
+    fit, settings = Fit(), server.settings.router
     while True:
-        router = unfitted(federation)
+        router = unfitted(server)
         router.excluded = excluded
-        router = FITS[settings.kind](router, federation, base, fit, last)
+        router = FITS[settings.kind](router, server, base, fit, last)
         if not settings.control or router.kind == "static":
             return router, fit
-        asked, failed, silent = control_clients(router, federation, base)
+        asked, failed, silent = control_clients(router, server, base)
         fit.shares |= asked
         if not failed:
             for name, reason in silent.items():
@@ -88,29 +88,29 @@ def fit_and_control(federation: Federation, base: Vlm, last: Router | None = Non
         excluded = [*router.excluded, *failed]
 
 
-def unfitted(federation: Federation) -> Router:
+def unfitted(server: Server) -> Router:
     """A router that weighs all clients alike, ready to be fitted."""
-    settings = federation.settings
+    settings = server.settings
     generator = torch.Generator().manual_seed(integer(settings.seed, "router"))
-    network: torch.nn.Module = new_network(federation.features, settings.router.hidden, len(federation.clients), generator)
+    network: torch.nn.Module = new_network(server.features, settings.router.hidden, len(server.clients), generator)
     if settings.router.kind == "static":
-        network = StaticNetwork(len(federation.clients))
-    return Router(settings.router.kind, federation.names, network, temperature=settings.router.temperature)
+        network = StaticNetwork(len(server.clients))
+    return Router(settings.router.kind, server.names, network, temperature=settings.router.temperature)
 
 
-def fit_means(router: Router, federation: Federation, base: Vlm, fit: Fit, last: Router | None) -> Router:
+def fit_means(router: Router, server: Server, base: Vlm, fit: Fit, last: Router | None) -> Router:
     """The nearest of the clients' means, which each is asked for once; who ranks its own pairs by chance is left out.
 
     The basis is that of the ``last`` router if there is one: other bits, as of other threads, would be another basis.
     """
-    clients = federation.clients
+    clients = server.clients
     if last is not None and isinstance(last.network, MeansNetwork):
         mean, projection = last.network.mean, last.network.projection
     else:
-        mean, projection = basis(federation.features, federation.settings.router.components)
+        mean, projection = basis(server.features, server.settings.router.components)
     asked = [client for client in clients if client.name not in router.excluded]
     answers, failures = ask(asked, lambda client: client.means(mean.numpy(), projection.numpy()))
-    router.absent = _absentees(router, federation, failures, fit)
+    router.absent = _absentees(router, server, failures, fit)
     fit.accuracy |= {name: accuracy for name, (_, accuracy) in answers.items()}
     router.excluded = [*router.excluded, *_guessing(fit.accuracy, list(answers), whole=not failures)]
     means = torch.zeros(len(clients), projection.shape[1])
@@ -118,7 +118,7 @@ def fit_means(router: Router, federation: Federation, base: Vlm, fit: Fit, last:
         if client.name in answers:
             means[k] = torch.from_numpy(answers[client.name][0])
     present = torch.tensor([not lost for lost in router.lost])
-    return router.with_network(nearest_mean(means, present, mean, projection, federation.features))
+    return router.with_network(nearest_mean(means, present, mean, projection, server.features))
 
 
 def _guessing(accuracy: dict[str, float], answered: list[str], *, whole: bool) -> list[str]:
@@ -132,12 +132,12 @@ def _guessing(accuracy: dict[str, float], answered: list[str], *, whole: bool) -
     return guessing
 
 
-def fit_preferences(router: Router, federation: Federation, base: Vlm, fit: Fit, last: Router | None) -> Router:
+def fit_preferences(router: Router, server: Server, base: Vlm, fit: Fit, last: Router | None) -> Router:
     """Bradley-Terry on the pairs that clients share, each scored by its owner alone: the others count as indifferent.
 
     Raises ``UserError`` where nobody shares any.
     """
-    clients, settings = federation.clients, federation.settings.router
+    clients, settings = server.clients, server.settings.router
     asked = [client for client in clients if client.name not in router.excluded]
     shared, failures = ask(asked, lambda client: client.anchors(settings.anchors))
     rows: list[torch.Tensor] = []
@@ -152,7 +152,7 @@ def fit_preferences(router: Router, federation: Federation, base: Vlm, fit: Fit,
             own[:, clients.index(client)] = margins[client.name]
             rows.append(own)
             features.append(base.prompt_states(anchors.prompts, anchors.images))
-    router.absent = _absentees(router, federation, failures, fit)
+    router.absent = _absentees(router, server, failures, fit)
     if not rows:
         raise UserError(
             f"router.kind {router.kind} is fitted to pairs that clients share, and no client shares any: list their ids under "
@@ -162,11 +162,11 @@ def fit_preferences(router: Router, federation: Federation, base: Vlm, fit: Fit,
     for name in silent:
         warn(name, "it shares no anchors (clients.<name>.shared_anchors)")
     router.excluded = [*router.excluded, *silent]
-    fitted, _ = fit_bradley_terry(router, torch.cat(features), torch.cat(rows), public=federation.features, trust=0.0)
+    fitted, _ = fit_bradley_terry(router, torch.cat(features), torch.cat(rows), public=server.features, trust=0.0)
     return fitted
 
 
-FITS: dict[str, Callable[[Router, Federation, Vlm, Fit, Router | None], Router]] = {
+FITS: dict[str, Callable[[Router, Server, Vlm, Fit, Router | None], Router]] = {
     "means": fit_means,
     "preferences": fit_preferences,
     "static": fit_preferences,
@@ -178,11 +178,11 @@ def warn(client: str, text: str) -> None:
     console.print(f"[yellow]client {client} is left out:[/] {escape(text)}", highlight=False)
 
 
-def _absentees(router: Router, federation: Federation, failures: dict[str, str], fit: Fit) -> list[str]:
+def _absentees(router: Router, server: Server, failures: dict[str, str], fit: Fit) -> list[str]:
     """Who did not answer; says so, and raises ``QuorumError`` where too many did not."""
-    asked = [client for client in federation.clients if client.name not in router.excluded]
+    asked = [client for client in server.clients if client.name not in router.excluded]
     fit.answered |= {client.name: client.name not in failures for client in asked}
-    require_quorum(asked, failures, federation.settings.grpo.quorum)
+    require_quorum(asked, failures, server.settings.grpo.quorum)
     for name, reason in failures.items():
         warn(name, f"{reason}. It has no weight until it answers; the router is fitted anew then")
     return list(failures)

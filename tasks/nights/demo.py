@@ -1,8 +1,10 @@
-"""Simulated nights in a project of their own: what is delivered, how each must end, and what is left at the end.
+"""Simulated nights: the project that they run in, what is delivered to it, and how each night must end.
 
-A series is a clone of this project below ``.demo`` with small settings. Every night is a process of its own
-(``python -m flows.nightly <night>``), so that it can be killed as a machine kills it; how it ended is read back from
-Prefect's and MLflow's servers and not from what it printed.
+They show that good data is promoted, that broken and poisoned data and a worse model do no harm, and that a night without
+data does nothing. A series is a clone of this project below ``.demo`` with small settings.
+
+Every night is a process of its own (``python -m flows.nightly <night>``), so that it can be killed as a machine kills it; how
+it ended is read back from Prefect's and MLflow's servers and not from what it printed.
 """
 
 from __future__ import annotations
@@ -17,18 +19,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import psutil
 import yaml
 
 from mor.data.schema import Preference, read_rows, write_rows
+from mor.evaluation.gate import CHAMPION
 from mor.fedvqa.write import image_digests, write_client
 from mor.seeds import stream
 from tasks.project import guard, paths
-from tasks.project.dvc import OWNER_VARIABLE
+from tasks.project.dvc import DVC
+from tasks.project.processes import NIGHT_VARIABLE, marked
+from tasks.tracking.registry import POLICY
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+STARTUP = 10.0  # seconds, at most, that a killed night gets to come back to where it was
 DEMO = Path(".demo")
 SIZES: dict[str, dict[str, Any]] = {
     "fedvqa": {"pairs": 500, "held_out_pairs": 30, "public": 300, "questions": 300},
@@ -40,14 +51,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "nightly": {"retry_delay": 1},
 }
 DROPPED_CLIENT = "medical"
-STARTUP = 10.0  # seconds, at most, that a killed night gets to come back to where it was
 
 
 @dataclass(frozen=True)
-class Act:
-    """One simulated night: what is done before it, and how it must end."""
+class SimulatedNight:
+    """What is done before a night, and how it must end."""
 
-    night: str
+    name: str
     title: str
     prepare: Callable[[Path], None]
     ending: str
@@ -109,13 +119,13 @@ def set_params(project: Path, **sections: Mapping[str, Any]) -> None:
     path.write_text(yaml.safe_dump(params, sort_keys=False))
 
 
-ACTS = [
-    Act("2026-01-01", "first night", nothing, "Promoted", 1),
-    Act("2026-01-02", "new good data", lambda p: deliver(p, "documents", "good", 1), "Promoted", 2),
-    Act("2026-01-03", "bad data", lambda p: deliver(p, "scenes", "bad", 2, broken), "Unchanged", 2),
-    Act("2026-01-04", "no data", nothing, "Unchanged", 2),
-    Act("2026-01-05", "a poisoned client", lambda p: deliver(p, "documents", "poisoned", 3, poisoned), "Held", 2),
-    Act("2026-01-06", "a worse model", lambda p: set_params(p, grpo={"learning_rate": 1e-6}), "Refused", 2),
+NIGHTS = [
+    SimulatedNight("2026-01-01", "first night", nothing, "Promoted", 1),
+    SimulatedNight("2026-01-02", "new good data", lambda p: deliver(p, "documents", "good", 1), "Promoted", 2),
+    SimulatedNight("2026-01-03", "bad data", lambda p: deliver(p, "scenes", "bad", 2, broken), "Unchanged", 2),
+    SimulatedNight("2026-01-04", "no data", nothing, "Unchanged", 2),
+    SimulatedNight("2026-01-05", "a poisoned client", lambda p: deliver(p, "documents", "poisoned", 3, poisoned), "Held", 2),
+    SimulatedNight("2026-01-06", "a worse model", lambda p: set_params(p, grpo={"learning_rate": 1e-6}), "Refused", 2),
 ]
 
 
@@ -123,10 +133,8 @@ def make_project(folder: Path) -> None:
     """A clone of this project as it stands in the working tree, with two clients, small settings and a DVC remote."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(exist_ok=True)
-    quiet = {"check": True, "capture_output": True, "text": True}
-    subprocess.run(["git", "clone", "--quiet", ".", str(folder)], **quiet)  # type: ignore[call-overload]
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], **quiet).stdout  # type: ignore[call-overload]
-    for name in filter(None, listed.split("\0")):
+    _quietly("git", "clone", "--quiet", ".", str(folder))
+    for name in filter(None, _quietly("git", "ls-files", "-co", "--exclude-standard", "-z").split("\0")):
         if Path(name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(name, folder / name)
@@ -137,11 +145,18 @@ def make_project(folder: Path) -> None:
     set_params(folder, **SIZES)
     storage = folder.parent.resolve() / f"{folder.name}-storage"
     shutil.rmtree(storage, ignore_errors=True)
-    remote = [sys.executable, "-m", "dvc", "remote", "add", "-d", "storage", str(storage)]
-    subprocess.run(remote, cwd=folder, **quiet)  # type: ignore[call-overload]
-    subprocess.run(["git", "add", "-A"], cwd=folder, **quiet)  # type: ignore[call-overload]
-    name = ["-c", "user.name=demo", "-c", "user.email=demo@localhost"]
-    subprocess.run(["git", *name, "commit", "--quiet", "-m", "Start of the series"], cwd=folder, **quiet)  # type: ignore[call-overload]
+    _quietly(*DVC, "remote", "add", "-d", "storage", str(storage), folder=folder)
+    _quietly("git", "add", "-A", folder=folder)
+    identity = ["-c", "user.name=demo", "-c", "user.email=demo@localhost"]
+    _quietly("git", *identity, "commit", "--quiet", "-m", "Start of the series", folder=folder)
+
+
+def _quietly(*command: str, folder: Path | None = None) -> str:
+    """The output of a command that must succeed."""
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+# --- running, killing and looking ---------------------------------------------------------------------------------------
 
 
 def start_night(project: Path, night: str, address: str) -> subprocess.Popen[bytes]:
@@ -155,25 +170,16 @@ def start_night(project: Path, night: str, address: str) -> subprocess.Popen[byt
 
 def kill(process: subprocess.Popen[bytes], project: Path, whole: bool) -> None:
     """SIGKILL the night alone, or with everything that it has started."""
-    import psutil
-
     victims = [psutil.Process(process.pid)]
     if whole:
-        for other in psutil.process_iter():
-            try:
-                if other.environ().get(OWNER_VARIABLE) == str(project.resolve()):
-                    victims.append(other)
-            except psutil.Error:
-                continue
+        victims += marked(NIGHT_VARIABLE, str(project.resolve()))
     for victim in victims:
-        try:
+        with suppress(psutil.Error):
             victim.send_signal(signal.SIGKILL)
-        except psutil.Error:
-            continue
     process.wait()
 
 
-def moments(count: int, seconds: float, rng: random.Random) -> list[float]:
+def kill_times(count: int, seconds: float, rng: random.Random) -> list[float]:
     """Seconds after each start at which a night that takes ``seconds`` is killed, ``count`` times.
 
     The points are drawn evenly over the night; each go gets some more to start up and to reach where the last one was.
@@ -182,13 +188,13 @@ def moments(count: int, seconds: float, rng: random.Random) -> list[float]:
     return [after - before + rng.uniform(0, STARTUP) for before, after in zip([0.0, *points], points, strict=False)]
 
 
-def play(act: Act, project: Path, address: str, waits: list[float], rng: random.Random) -> tuple[float, int]:
+def simulate(night: SimulatedNight, project: Path, address: str, waits: list[float], rng: random.Random) -> tuple[float, int]:
     """One night, killed after each of ``waits`` seconds unless it ends before; seconds of the last go, and kills."""
-    act.prepare(project)
+    night.prepare(project)
     kills = 0
     while True:
         began = time.monotonic()
-        process = start_night(project, act.night, address)
+        process = start_night(project, night.name, address)
         try:
             process.wait(waits[kills] if kills < len(waits) else None)
         except subprocess.TimeoutExpired:
@@ -211,30 +217,33 @@ def seen_in_prefect(night: str, address: str) -> str:
 
 def seen_in_mlflow(project: Path, night: str) -> tuple[str, int]:
     """How the night's run ended, and the champion's version, by MLflow's API; "no run" for a night that had no work."""
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(f"sqlite:///{project.resolve() / 'mlflow.db'}")
+    client = _store_of(project)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(experiments, f"tags.`mor.night` = '{night}'")
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     try:
-        champion = int(client.get_model_version_by_alias("mor-policy", "champion").version)
+        champion = int(client.get_model_version_by_alias(POLICY, CHAMPION).version)
     except MlflowException:
         champion = 0
     return (parents[0].data.tags.get("mor.ended", "unfinished") if parents else "no run"), champion
 
 
+def _store_of(project: Path) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{project.resolve() / 'mlflow.db'}")
+
+
 def final_state(project: Path) -> dict[str, Any]:
     """What a series leaves behind, whenever and however often it was interrupted: all but clocks, and ids that are drawn."""
-
-    def output(*command: str) -> str:
-        return subprocess.run(command, cwd=project, check=True, capture_output=True, text=True).stdout
-
-    nights = output("git", "tag", "--list", "night/*", "--format=%(refname:short) %(contents:subject)").splitlines()
-    state: dict[str, Any] = {"nights": nights, "commits": output("git", "log", "--format=%s").splitlines()}
+    nights = _quietly(
+        "git", "tag", "--list", "night/*", "--format=%(refname:short) %(contents:subject)", folder=project
+    ).splitlines()
+    state: dict[str, Any] = {"nights": nights, "commits": _quietly("git", "log", "--format=%s", folder=project).splitlines()}
     for tag in (line.split()[0] for line in nights):
-        metrics = json.loads(output("git", "show", f"{tag}:{paths.METRICS}"))
+        metrics = json.loads(_quietly("git", "show", f"{tag}:{paths.METRICS}", folder=project))
         del metrics["seconds"]
         state[tag] = metrics
     for folder in (paths.CLIENTS, paths.ARCHIVE, paths.POLICY, paths.REWARDS, Path("inbox")):
@@ -243,16 +252,14 @@ def final_state(project: Path) -> dict[str, Any]:
             for path in sorted((project / folder).rglob("*"))
             if path.is_file()
         }
-    state["endings"] = {act.night: seen_in_mlflow(project, act.night) for act in ACTS}
-    state["registry"] = _registry(project)
+    state["endings"] = {night.name: seen_in_mlflow(project, night.name) for night in NIGHTS}
+    state["registry"] = _registered(project)
     return state
 
 
-def _registry(project: Path) -> dict[str, Any]:
+def _registered(project: Path) -> dict[str, Any]:
     """Versions with their night and digest, and aliases, of every registered model."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{project.resolve() / 'mlflow.db'}")
+    client = _store_of(project)
     return {
         model.name: {
             "aliases": dict(sorted(client.get_registered_model(model.name).aliases.items())),

@@ -39,7 +39,7 @@ class TooLarge(Exception):
 
 
 @contextmanager
-def opened(root: Path, name: str) -> Iterator[BinaryIO]:
+def open_inside(root: Path, name: str) -> Iterator[BinaryIO]:
     """The ordinary file ``name`` below ``root``, to read.
 
     Raises ``Stray`` for a link, a pipe, a device or a path that leaves ``root``, and ``OSError`` where there is none, where it
@@ -53,14 +53,14 @@ def opened(root: Path, name: str) -> Iterator[BinaryIO]:
             yield file
 
 
-def remove(root: Path, name: str) -> None:
-    """Remove a file below ``root``, in the folder that its path leads to without links; raises as ``opened`` does."""
+def remove_inside(root: Path, name: str) -> None:
+    """Remove a file below ``root``, in the folder that its path leads to without links; raises as ``open_inside`` does."""
     with _parent(root, name) as (folder, last):
         _expect(os.stat(last, dir_fd=folder, follow_symlinks=False), stat.S_IFREG)
         os.unlink(last, dir_fd=folder)  # by descriptor: a path would be walked anew
 
 
-def entries(folder: Path) -> list[str]:
+def visible_names(folder: Path) -> list[str]:
     """Names in a folder, sorted, hidden ones left out; none where it is no folder, or a link to one."""
     try:
         handle = os.open(folder, HERE | os.O_NOFOLLOW)
@@ -74,7 +74,7 @@ def entries(folder: Path) -> list[str]:
         os.close(handle)
 
 
-def copy(source: BinaryIO, target: Path, most: int) -> int:
+def copy_bounded(source: BinaryIO, target: Path, most: int) -> int:
     """Copy a file; returns its bytes. Raises ``TooLarge`` once there are more than ``most``."""
     copied = 0
     with target.open("xb") as file:
@@ -86,7 +86,7 @@ def copy(source: BinaryIO, target: Path, most: int) -> int:
     return copied
 
 
-def lines(source: BinaryIO, longest: int) -> Iterator[bytes]:
+def bounded_lines(source: BinaryIO, longest: int) -> Iterator[bytes]:
     """Lines one by one; raises ``TooLarge`` at one of more than ``longest`` bytes, of which no more is read."""
     number = 0
     while line := source.readline(longest + 2):  # with its end, which may be CR LF

@@ -11,8 +11,6 @@ experiments. One exception: MLflow's trash is emptied for good, whoever put a ru
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -22,21 +20,21 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from mor.config import Params, UserError, load_params
-from tasks.project import paths
+from mor.config import Nightly, UserError
+from mor.evaluation.gate import BASELINE, CHAMPION
+from tasks.nights.git import NIGHT_TAG, dvc_remotes, git, output_of, tagged_nights
+from tasks.nights.journal import CURRENT, night_lock
 from tasks.project.dvc import DVC
 from tasks.reports.units import in_bytes
-from tasks.tracking import runs as tracking
+from tasks.tracking import store
+from tasks.tracking.registry import POLICY, reward_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-POLICY = "mor-policy"
-REWARD = "mor-reward-"
-TAG = "night/"
-SHOWN = 20  # names that a line lists
+LISTED = 20  # names that a line lists
 MLFLOW_GC = [sys.executable, "-m", "mlflow", "gc"]
 
 
@@ -52,66 +50,57 @@ class Plan:
     needed_runs: list[str]  # ids of those that versions which stay came from
 
 
-def prune(yes: bool = False, cloud: bool = False) -> None:
+def prune_nights(settings: Nightly, yes: bool = False, cloud: bool = False) -> None:
     """Say what goes and, with ``yes``, delete it; with ``cloud`` also from the DVC remote and from ``nightly.git_remote``."""
-    from tasks.nights.night import CURRENT, alone
-
-    params, console = load_params(paths.PARAMS), Console()
-    with alone():
+    console = Console()
+    with night_lock():
         if CURRENT.exists():
             raise UserError(
                 f"{CURRENT}: a night did not end well and may need anything; let one do so (python -m flows.nightly) first"
             )
         if cloud:
-            _reach_remotes(params)
-        plan = make_plan(params, cloud)
-        show(plan, console, cloud)
+            _reach_remotes(settings.git_remote)
+        plan = make_plan(settings.keep_nights, cloud)
+        show_plan(plan, console, cloud)
         if not yes:
             console.print("\nNothing was deleted. [bold]make prune ARGS=--yes[/] deletes it.", highlight=False)
             return
         before = _cache_bytes()
-        carry_out(plan, params, cloud)
+        carry_out(plan, settings.git_remote, cloud)
         console.print(f"\nDeleted; DVC's cache went from {in_bytes(before)} to {in_bytes(_cache_bytes())}.", highlight=False)
 
 
 # --- what stays --------------------------------------------------------------------------------------------------------
 
 
-def make_plan(params: Params, cloud: bool = False) -> Plan:
-    """What may go; raises ``UserError`` where that cannot be known without risk."""
-    nights, registry, last = tagged_nights(), read_registry(tracking.mlflow_client()), params.nightly.keep_nights
+def make_plan(last: int, cloud: bool = False) -> Plan:
+    """What may go besides the ``last`` nights; raises ``UserError`` where that cannot be known without risk."""
+    nights, registry = sorted(tagged_nights(), key=in_order), read_registry(store.mlflow_client())
     kept = _kept_nights(nights, registry, last)
     _refuse_risks(kept, nights, registry, cloud)
     stay = _kept_versions(registry, kept)
     needed = {version.run_id for key, version in registry.versions.items() if key in stay and version.run_id}
     families = [family for family in _night_families() if _may_go(family, kept, nights, needed, last)]
-    runs = [run.info.run_id for family in families for run in reversed(family)]
     go = [key for key in registry.versions if key not in stay]
     used = {str(registry.versions[key].source) for key in stay}
     return Plan(
         kept=kept,
         nights=[night for night in nights if night not in kept],
-        runs=runs,
+        runs=[run.info.run_id for family in families for run in reversed(family)],
         versions=go,
         files=sorted({str(registry.versions[key].source) for key in go} - used),
         needed_runs=sorted(needed),
     )
 
 
-def tagged_nights() -> list[str]:
-    """Names of the nights that left a tag, oldest first."""
-    found = _git("tag", "--list", f"{TAG}*").splitlines()
-    return sorted((tag.removeprefix(TAG) for tag in found), key=_order)
-
-
-def _order(night: str) -> tuple[str, int]:
-    """The second night of a day, ``2026-01-02.2``, comes after the first and before the tenth."""
+def in_order(night: str) -> tuple[str, int]:
+    """What nights are sorted by: the second night of a day, ``2026-01-02.2``, comes after the first and before the tenth."""
     day, _, number = night.partition(".")
     return day, int(number) if number.isdigit() else 1
 
 
 @dataclass(frozen=True)
-class Registry:
+class RegisteredModels:
     """Our versions by registered model and number, those that an alias names, the champion, the one before it, the baseline."""
 
     versions: dict[tuple[str, str], ModelVersion]
@@ -121,23 +110,24 @@ class Registry:
     baseline: ModelVersion | None
 
 
-def read_registry(client: MlflowClient) -> Registry:
+def read_registry(client: MlflowClient) -> RegisteredModels:
     """What MLflow's registry holds of ours."""
-    versions, aliased, champion, baseline = {}, set(), None, None
+    versions, aliased, policies = {}, set(), {}
     for model in client.search_registered_models(max_results=1000):
-        if model.name == POLICY or model.name.startswith(REWARD):
-            for version in client.search_model_versions(f"name = '{model.name}'", max_results=10000):
-                versions[model.name, str(version.version)] = version
-            aliased |= {(model.name, str(number)) for number in model.aliases.values()}
-            if model.name == POLICY and "champion" in model.aliases:
-                champion = versions[POLICY, str(model.aliases["champion"])]
-            if model.name == POLICY and "baseline" in model.aliases:
-                baseline = versions[POLICY, str(model.aliases["baseline"])]
+        if model.name != POLICY and not model.name.startswith(reward_name("")):
+            continue
+        for version in client.search_model_versions(f"name = '{model.name}'", max_results=10000):
+            versions[model.name, str(version.version)] = version
+        aliased |= {(model.name, str(number)) for number in model.aliases.values()}
+        if model.name == POLICY:
+            aliases = {alias: str(model.aliases[alias]) for alias in (CHAMPION, BASELINE) if alias in model.aliases}
+            policies = {alias: versions[POLICY, number] for alias, number in aliases.items()}
+    champion = policies.get(CHAMPION)
     previous = versions.get((POLICY, champion.tags.get("mor.previous", ""))) if champion else None
-    return Registry(versions, aliased, champion, previous, baseline)
+    return RegisteredModels(versions, aliased, champion, previous, policies.get(BASELINE))
 
 
-def _kept_nights(nights: list[str], registry: Registry, last: int) -> dict[str, str]:
+def _kept_nights(nights: list[str], registry: RegisteredModels, last: int) -> dict[str, str]:
     """The nights that stay, each with the reason; a better reason replaces another."""
     kept = dict.fromkeys(nights[-last:] if last else [], f"one of the last {last}")
     kept |= {registry.versions[key].tags.get("mor.night", ""): "candidate" for key in registry.aliased if key[0] == POLICY}
@@ -149,13 +139,13 @@ def _kept_nights(nights: list[str], registry: Registry, last: int) -> dict[str, 
     return {night: why for night, why in kept.items() if night}
 
 
-def _refuse_risks(kept: Mapping[str, str], nights: Collection[str], registry: Registry, cloud: bool) -> None:
+def _refuse_risks(kept: Mapping[str, str], nights: Collection[str], registry: RegisteredModels, cloud: bool) -> None:
     """A champion whose night has no tag would lose its data; a store without champion may be that of another clone."""
     for night, why in kept.items():
         if night not in nights and why in ("champion", "previous champion"):
             raise UserError(
-                f"the {why} is of night {night}, and no tag {TAG}{night} keeps its data: name the commit whose dvc.lock it was "
-                f"trained from (git tag {TAG}{night} <commit>), or fetch the tags (git fetch --tags)"
+                f"the {why} is of night {night}, and no tag {NIGHT_TAG}{night} keeps its data: name the commit whose dvc.lock "
+                f"it was trained from (git tag {NIGHT_TAG}{night} <commit>), or fetch the tags (git fetch --tags)"
             )
     if cloud and registry.champion is None:
         raise UserError(
@@ -164,19 +154,19 @@ def _refuse_risks(kept: Mapping[str, str], nights: Collection[str], registry: Re
         )
 
 
-def _kept_versions(registry: Registry, kept: Collection[str]) -> set[tuple[str, str]]:
+def _kept_versions(registry: RegisteredModels, kept: Collection[str]) -> set[tuple[str, str]]:
     """Versions with an alias, those of nights that stay or of no known night, and the reward models of policies that stay."""
     of_nights = {key for key, version in registry.versions.items() if version.tags.get("mor.night") in {None, *kept}}
     stay = registry.aliased | of_nights
     for key in list(stay):
         rewards = json.loads(registry.versions[key].tags.get("mor.rewards", "{}"))
-        stay |= {(f"{REWARD}{client}", str(number)) for client, number in rewards.items()} & set(registry.versions)
+        stay |= {(reward_name(client), str(number)) for client, number in rewards.items()} & set(registry.versions)
     return stay
 
 
 def _night_families() -> list[list[Run]]:
     """Every night's run with the runs below it, those in MLflow's trash too."""
-    found = tracking.search_runs("", deleted=True)
+    found = store.search_runs("", deleted=True)
     below: dict[str, list[Run]] = {}
     for run in found:
         below.setdefault(run.data.tags.get("mlflow.parentRunId", ""), []).append(run)
@@ -187,18 +177,18 @@ def _may_go(family: Iterable[Run], kept: Collection[str], nights: list[str], nee
     """A night's runs go if it is older than the last ones, left none of what champions need, and no version that stays."""
     family = list(family)
     night = family[0].data.tags["mor.night"]
-    old = last == 0 or (len(nights) >= last and _order(night) < _order(nights[-last]))
+    old = last == 0 or (len(nights) >= last and in_order(night) < in_order(nights[-last]))
     return old and night not in kept and not {run.info.run_id for run in family} & set(needed)
 
 
 # --- what goes ---------------------------------------------------------------------------------------------------------
 
 
-def carry_out(plan: Plan, params: Params, cloud: bool = False) -> None:
+def carry_out(plan: Plan, git_remote: str = "", cloud: bool = False) -> None:
     """Delete what the plan names, then what DVC's cache holds for no tag, branch, experiment or the working folder."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    client = tracking.mlflow_client()
+    client = store.mlflow_client()
     for address in plan.files:  # a version's run may stay for another's sake
         get_artifact_repository(address).delete_artifacts()
     for name, number in plan.versions:
@@ -211,11 +201,11 @@ def carry_out(plan: Plan, params: Params, cloud: bool = False) -> None:
     if plan.runs:
         _empty_trash()
     if plan.nights:
-        _git("tag", "--delete", *(TAG + night for night in plan.nights))
+        git("tag", "--delete", *(NIGHT_TAG + night for night in plan.nights))
     everywhere = ["--workspace", "--all-tags", "--all-branches", "--all-experiments"]
-    _command([*DVC, "gc", "--quiet", "--force", *everywhere, *(["--cloud"] if cloud else [])])
-    if cloud and params.nightly.git_remote:
-        _forget_tags(params.nightly.git_remote, plan.kept)
+    output_of(*DVC, "gc", "--quiet", "--force", *everywhere, *(["--cloud"] if cloud else []))
+    if cloud and git_remote:
+        _forget_tags(git_remote, plan.kept)
 
 
 def _empty_trash() -> None:
@@ -226,63 +216,48 @@ def _empty_trash() -> None:
     if address.startswith(("http://", "https://")):
         Console().print(f"MLflow's server at {address} has the deleted runs in its trash: run [bold]mlflow gc[/] there.")
         return
-    _command([*MLFLOW_GC, "--tracking-uri", address, "--backend-store-uri", address])
+    output_of(*MLFLOW_GC, "--tracking-uri", address, "--backend-store-uri", address)
 
 
 def _forget_tags(remote: str, kept: Collection[str]) -> None:
     """Delete the tags of nights on a git remote, except of those that stay."""
-    listed = _git("ls-remote", "--tags", "--refs", remote, f"refs/tags/{TAG}*").splitlines()
-    gone = [name for name in (line.split()[1] for line in listed) if name.removeprefix(f"refs/tags/{TAG}") not in kept]
+    listed = git("ls-remote", "--tags", "--refs", remote, f"refs/tags/{NIGHT_TAG}*").splitlines()
+    gone = [name for name in (line.split()[1] for line in listed) if name.removeprefix(f"refs/tags/{NIGHT_TAG}") not in kept]
     if gone:
-        _git("push", "--quiet", remote, *(f":{name}" for name in gone))
+        git("push", "--quiet", remote, *(f":{name}" for name in gone))
 
 
-def _reach_remotes(params: Params) -> None:
+def _reach_remotes(git_remote: str) -> None:
     """Make sure that there is a DVC remote, and learn the nights that a git remote knows of."""
-    if not _command([*DVC, "remote", "list"]):
+    if not dvc_remotes():
         raise UserError("there is no DVC remote to prune: leave --cloud out, or set one (docs/operations.md)")
-    if params.nightly.git_remote:
-        _git("fetch", "--quiet", "--tags", params.nightly.git_remote)
+    if git_remote:
+        git("fetch", "--quiet", "--tags", git_remote)
 
 
-def show(plan: Plan, console: Console, cloud: bool = False) -> None:
+def show_plan(plan: Plan, console: Console, cloud: bool = False) -> None:
     """Print what stays and why, and what goes."""
     console.print("[bold]Stays[/]")
-    for night, why in sorted(plan.kept.items(), key=lambda item: _order(item[0])):
+    for night, why in sorted(plan.kept.items(), key=lambda item: in_order(item[0])):
         console.print(f"  night {night}  [dim]{why}[/]", highlight=False)
     if not plan.kept:
         console.print("  no night has left anything yet")
     console.print("[bold]Goes[/]")
     places = "DVC's cache" + (" and its remote" if cloud else "")
     for title, names in {
-        "tags of nights": [TAG + night for night in plan.nights],
+        "tags of nights": [NIGHT_TAG + night for night in plan.nights],
         "versions in the registry": [f"{name} {number}" for name, number in plan.versions],
         "runs in MLflow": [run[:8] for run in plan.runs],
     }.items():
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        console.print(f"  {title}: {', '.join(names[:SHOWN]) or 'none'}{more}", highlight=False)
+        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        console.print(f"  {title}: {', '.join(names[:LISTED]) or 'none'}{more}", highlight=False)
     console.print(f"  from {places}: what no tag that stays, branch, experiment or this folder's own state needs")
-
-
-# --- tools -------------------------------------------------------------------------------------------------------------
 
 
 def _cache_bytes() -> int:
     """The size of DVC's cache."""
-    folder, total = Path(_command([*DVC, "cache", "dir"])), 0
+    folder, total = Path(output_of(*DVC, "cache", "dir")), 0
     for file in folder.rglob("*") if folder.exists() else []:
         with suppress(FileNotFoundError):
             total += file.stat().st_size if file.is_file() else 0
     return total
-
-
-def _git(*arguments: str) -> str:
-    return _command(["git", *arguments])
-
-
-def _command(command: list[str]) -> str:
-    """A command's output; raises ``UserError`` with what it said where it fails."""
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
-    if done.returncode:
-        raise UserError(f"{' '.join(command)[:300]} failed: {(done.stderr or done.stdout).strip()[-1000:]}")
-    return done.stdout.strip()

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from mor.files import digest
 from tasks.project import paths
-from tasks.tracking.runs import digest
 
 
 def resumable(stage: str, settings: dict[str, Any], inputs: list[Path]) -> Path:
@@ -22,10 +22,3 @@ def resumable(stage: str, settings: dict[str, Any], inputs: list[Path]) -> Path:
         folder.mkdir(parents=True)
         (folder / "key").write_text(key)
     return folder
-
-
-def move_in(fresh: Path, final: Path) -> None:
-    """Put a finished folder into place at once."""
-    shutil.rmtree(final, ignore_errors=True)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    fresh.replace(final)

@@ -14,16 +14,16 @@ from mor.data.public import PublicPrompt
 from mor.data.schema import Answer, Preference, Prompt, load_images, read_rows
 from mor.data.split import split_pairs
 from mor.federation.endpoint import serve
-from mor.federation.federation import Federation, Settings, prompt_features
 from mor.federation.http import HttpsTransport, check_token
 from mor.federation.ledger import Ledger
 from mor.federation.remote import RemoteClient, Transport
+from mor.federation.server import Server, Settings, prompt_features
 from mor.federation.service import ClientService
 from mor.rewards.model import load_reward_model, ranked_rightly
 from mor.seeds import stream
 from mor.vlm.load import Vlm
 from tasks.project import paths
-from tasks.project.runtime import task
+from tasks.project.decorators import task
 
 
 def connect_clients(params: Params, ledger: Ledger, base: Vlm | None = None) -> list[RemoteClient]:
@@ -40,20 +40,20 @@ def connect_clients(params: Params, ledger: Ledger, base: Vlm | None = None) -> 
     return remotes
 
 
-def federation(
+def server_of(
     params: Params,
     base: Vlm | None,
     ledger: Ledger,
     features: torch.Tensor | None = None,
     clients: list[RemoteClient] | None = None,
-) -> Federation:
+) -> Server:
     """What the server of this project has; ``base`` may be left out where ``features`` of the prompts are given.
 
     ``clients`` are those of ``params`` unless others are given.
     """
     prompts = public_prompts()
     settings = Settings(params.seed, params.router, params.grpo, params.evaluation.batch_size)
-    return Federation(
+    return Server(
         params.base,
         connect_clients(params, ledger, base) if clients is None else clients,
         prompts,

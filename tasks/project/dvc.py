@@ -1,4 +1,4 @@
-"""Running the pipeline: what is out of date, ``dvc repro`` whole or a stage at a time, and a Prefect server for it."""
+"""DVC: which stages are out of date, and ``dvc repro``, whole or a stage at a time."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-import httpx
 import psutil
 
 from mor.config import TRY_AGAIN, Unavailable
-from tasks.project import guard, paths
-from tasks.project.runtime import ERROR_VARIABLE
+from tasks.project import paths
+from tasks.project.command_line import ERROR_VARIABLE
+from tasks.project.processes import NIGHT_VARIABLE, end_night_processes
 
-SERVER_PATIENCE = 60.0  # seconds for the server to come up; a new database takes most of it
 DVC = [sys.executable, "-m", "dvc"]
+POLL = 0.5  # seconds
+State = Literal["Ran", "Restored", "Unchanged"]  # Restored: the same inputs ran before, their results came from the cache
 
 
 class StageFailed(RuntimeError):
     """``dvc repro`` stopped; ``code`` is its exit code. Its text says what the stage told of its error, and no output."""
 
-    public = True  # see mor.text.told
+    public = True  # see mor.text.public_message
 
     def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(reason or f"dvc repro ended with exit code {code}")
@@ -51,14 +51,8 @@ class StageOutcome:
     """What DVC did about a stage, and how long that took."""
 
     stage: str
-    state: Literal["Ran", "Restored", "Unchanged"]  # Restored: the same inputs ran before, their results came from the cache
+    state: State
     seconds: float
-
-
-# What `dvc repro` says of a stage. Anything else that ends well left it as it was.
-_SAYINGS: list[tuple[str, Literal["Ran", "Restored"]]] = [("is cached - skipping run", "Restored"), ("Running stage", "Ran")]
-OWNER_VARIABLE = "MOR_NIGHT_OF"  # marks the processes of a project's night, so that what a killed one left can be found
-POLL = 0.5  # seconds
 
 
 def stage_order() -> list[str]:
@@ -83,7 +77,7 @@ def run_stage(stage: str, time_limit: float, watch: Callable[[dict[str, Any]], N
     log, progress, error = (paths.NIGHTS / f"{paths.stage_name(stage)}.{kind}" for kind in ("log", "progress", "error"))
     for left in (progress, error):
         left.unlink(missing_ok=True)
-    marks = {OWNER_VARIABLE: str(Path.cwd()), "MOR_PROGRESS": str(progress.resolve()), ERROR_VARIABLE: str(error.resolve())}
+    marks = {NIGHT_VARIABLE: str(Path.cwd()), "MOR_PROGRESS": str(progress.resolve()), ERROR_VARIABLE: str(error.resolve())}
     began = time.monotonic()
     with log.open("w") as output:
         command = [*DVC, "--wait-for-lock", "repro", "--single-item", stage]
@@ -91,17 +85,23 @@ def run_stage(stage: str, time_limit: float, watch: Callable[[dict[str, Any]], N
         try:
             code = _wait(dvc, began + time_limit, progress, watch)
         except BaseException:
-            end_leftovers()
+            end_night_processes()
             raise
-    text = log.read_text(errors="replace")
     if code is None:
         raise StageTimedOut(1, f"{stage} took longer than {time_limit:g} s (nightly.time_limits); its log is {log}")
+    said = log.read_text(errors="replace")
     if code:
-        kind = StageUnavailable if re.search(rf"exited with {TRY_AGAIN}\b", text) else StageFailed
+        kind = StageUnavailable if re.search(rf"exited with {TRY_AGAIN}\b", said) else StageFailed
         reason = error.read_text(encoding="utf-8") if error.exists() else "it says no more"
         raise kind(code, f"{stage} failed: {reason}; its log is {log}")
-    state = next((state for saying, state in _SAYINGS if saying in text), "Unchanged")
-    return StageOutcome(stage, state, time.monotonic() - began)  # type: ignore[arg-type]
+    return StageOutcome(stage, _state(said), time.monotonic() - began)
+
+
+def _state(said: str) -> State:
+    """What became of a stage that ended well, by what ``dvc repro`` says of it."""
+    if "is cached - skipping run" in said:
+        return "Restored"
+    return "Ran" if "Running stage" in said else "Unchanged"
 
 
 def _wait(dvc: subprocess.Popen[bytes], deadline: float, progress: Path, watch: Callable[[dict[str, Any]], None]) -> int | None:
@@ -111,27 +111,12 @@ def _wait(dvc: subprocess.Popen[bytes], deadline: float, progress: Path, watch: 
         with suppress(subprocess.TimeoutExpired):
             return dvc.wait(POLL)
         if time.monotonic() > deadline:
-            end_leftovers()
+            end_night_processes()
             dvc.wait()
             return None
         if progress.exists() and (changed := progress.stat().st_mtime) != seen:
             seen = changed
             watch(json.loads(progress.read_text()))
-
-
-def end_leftovers() -> None:
-    """End what a night of this project has started and not ended: DVC, its stages and their workers."""
-    mine = psutil.Process()
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get(OWNER_VARIABLE) == str(Path.cwd()) and process != mine:
-                found.append(process)
-    for number, patience in ((signal.SIGINT, 10), (signal.SIGKILL, 10)):
-        for process in found:
-            with suppress(psutil.Error):
-                process.send_signal(number)
-        _, found = psutil.wait_procs(found, patience)
 
 
 def outdated_stages() -> list[str] | None:
@@ -175,58 +160,6 @@ def reproduce(arguments: Sequence[str] = ()) -> None:
         raise KeyboardInterrupt
     if code:
         raise StageFailed(code)
-
-
-@contextmanager
-def prefect_server() -> Iterator[str | None]:
-    """A Prefect server for the time of the block, its history in ``.prefect``; gives its address, or None if it won't start.
-
-    Within the block ``PREFECT_API_URL`` and the login are set, so that flows of this process and of those below it register
-    there. A server that the variable names already is used as it is, with the user's own ``PREFECT_API_AUTH_STRING``.
-    """
-    if own := os.environ.get("PREFECT_API_URL"):
-        yield own.removesuffix("/api")
-        return
-    with socket.create_server(("127.0.0.1", 0)) as door:  # ours from the start: nobody can take the port in between
-        address = f"http://127.0.0.1:{door.getsockname()[1]}"
-        with (guard.home() / "server.log").open("w") as log:
-            server = subprocess.Popen(
-                [*guard.PREFECT, "--fd", str(door.fileno())],
-                env=_environment() | guard.prefect_environment(address),
-                pass_fds=[door.fileno()],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # it outlives a Ctrl-C until the stages have reported their end
-            )
-    try:
-        if not _healthy(f"{address}/api/health", server):
-            yield None
-            return
-        with guard.client_environment(address):
-            yield address
-    finally:
-        _stop(server)
-
-
-def _healthy(url: str, server: subprocess.Popen[bytes]) -> bool:
-    """Wait until the server answers; False if it ended or took too long."""
-    deadline = time.monotonic() + SERVER_PATIENCE
-    while time.monotonic() < deadline and server.poll() is None:
-        with suppress(httpx.HTTPError):
-            if httpx.get(url, timeout=2, trust_env=False).status_code == httpx.codes.OK:
-                return True
-        time.sleep(0.2)
-    return False
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server and what it started: politely, then after 10 s by force."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(10)
-            return
 
 
 def _environment() -> dict[str, str]:

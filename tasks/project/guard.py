@@ -41,8 +41,8 @@ LOGIN = paths.PREFECT_HOME / "login"
 HOSTS = ("127.0.0.1", "localhost")
 ROOT = Path(__file__).parents[2]
 SERVE = [sys.executable, "-m", "uvicorn", "--factory", "--app-dir", str(ROOT), "--no-server-header"]
-PREFECT = [*SERVE, "tasks.project.guard:prefect_app"]  # both take a listening socket: --fd
-MLFLOW = [*SERVE, "tasks.project.guard:mlflow_app"]
+PREFECT_SERVER = [*SERVE, "tasks.project.guard:prefect_app"]  # both take a listening socket: --fd
+MLFLOW_SERVER = [*SERVE, "tasks.project.guard:mlflow_app"]
 
 
 # --- the login -----------------------------------------------------------------------------------------------------------

@@ -22,9 +22,7 @@ PUBLIC_PROMPTS = PUBLIC / "prompts.jsonl"
 VALIDATED_PUBLIC = VALIDATED / "public.jsonl"
 VALIDATED_EVAL = VALIDATED / "eval"
 
-ARCHIVE = (
-    DATA / "archive"
-)  # every delivery that was taken in, as it came, with what became of it; DVC keeps it (data/archive.dvc)
+ARCHIVE = DATA / "archive"  # every delivery as it came, with what became of it; DVC keeps it (data/archive.dvc)
 
 MODELS = Path("models")
 ZOO = MODELS / "zoo"

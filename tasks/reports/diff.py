@@ -13,15 +13,16 @@ from rich.console import Console
 
 from mor.config import load_params
 from mor.evaluation.metrics import Evaluation
+from mor.files import write_whole
 from mor.seeds import stream
 from tasks.project import paths
 from tasks.reports.diff_console import print_difference
 from tasks.reports.diff_page import forest_plot, render_diff
 from tasks.reports.difference import ComparedRun, RunDifference, compare_results, pick_answers
 from tasks.reports.find_runs import began, find_run, last_two
-from tasks.reports.html import write_page
 from tasks.reports.images import figure_png, thumbnail
 from tasks.tracking import runs as tracking
+from tasks.tracking import store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -50,7 +51,7 @@ def compare_runs(a: str | None = None, b: str | None = None) -> None:
 def read_run(run: Run) -> ComparedRun:
     """What MLflow holds of an execution; without answers where it ended before they were kept."""
     with TemporaryDirectory() as folder:
-        results = tracking.fetch_results(run.info.run_id, Path(folder))
+        results = store.fetch_results(run.info.run_id, Path(folder))
         answers = results / paths.EVALUATION.name
         evaluation = Evaluation.model_validate_json(answers.read_bytes()) if answers.exists() else None
     tags, params = run.data.tags, run.data.params
@@ -66,7 +67,7 @@ def read_run(run: Run) -> ComparedRun:
     return ComparedRun(
         name=name if "mor.night" in tags else f"{name} ({run.info.run_id[:8]})",
         facts={title: text for title, text in facts.items() if text},
-        params=tracking.telling(
+        params=tracking.with_effect(
             {name: None if value == "None" else value for name, value in params.items() if not _data(name)}
         ),
         versions={name.removeprefix("data."): value for name, value in params.items() if _data(name)},
@@ -98,12 +99,12 @@ def write_diff(difference: RunDifference, runs: Sequence[Run], *, samples: int, 
         confidence=confidence,
         links=_links(runs),
     )
-    write_page(paths.DIFF_REPORT, page)
+    write_whole(paths.DIFF_REPORT, page)
 
 
 def _links(runs: Sequence[Run]) -> dict[str, str]:
     """Pages of MLflow's user interface: both runs side by side, and each with its stages."""
     ids, experiments = ([getattr(run.info, name) for run in runs] for name in ("run_id", "experiment_id"))
     query = f"runs={quote(json.dumps(ids))}&experiments={quote(json.dumps(sorted(set(experiments))))}"
-    single = {f"{name} in MLflow": tracking.run_address(run) for name, run in zip("AB", runs, strict=True)}
-    return {"A and B side by side in MLflow": f"{tracking.interface()}/#/compare-runs?{query}"} | single
+    single = {f"{name} in MLflow": store.run_address(run) for name, run in zip("AB", runs, strict=True)}
+    return {"A and B side by side in MLflow": f"{store.interface()}/#/compare-runs?{query}"} | single

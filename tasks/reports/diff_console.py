@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mor.text import shown, words
+from mor.text import printable, words
 from tasks.project import paths
 from tasks.reports.difference import (
     RunDifference,
@@ -32,7 +32,7 @@ def print_difference(difference: RunDifference, confidence: float, console: Cons
     """Print the difference: what was changed, what that did to the scores, and some answers."""
     console = console or Console()
     console.width = max(console.width, WIDTH)
-    console.print(f"[bold]A[/]  {escape(shown(difference.a.name))}\n[bold]B[/]  {escape(shown(difference.b.name))}")
+    console.print(f"[bold]A[/]  {escape(printable(difference.a.name))}\n[bold]B[/]  {escape(printable(difference.b.name))}")
     _print_changes(console, "Settings", difference.params, "no setting that a result depends on differs")
     _print_changes(console, "Data", difference.versions, "the same")
     if difference.scores:
@@ -58,7 +58,7 @@ def _print_changes(console: Console, title: str, changes: Sequence[ValueChange],
 
 
 def _text(value: object) -> str:
-    return "[dim]not set[/]" if value is None else escape(shown(value))
+    return "[dim]not set[/]" if value is None else escape(printable(value))
 
 
 def _scores(scores: Iterable[ScoreDifference], confidence: float) -> Table:
@@ -106,7 +106,7 @@ def _print_answers(console: Console, difference: RunDifference) -> None:
     for suite, answers in difference.answers.items():
         for answer in pick_answers(answers, ANSWERS):
             before, after = answer.before, answer.after
-            texts = (escape(shown(text) or "(nothing)") for text in (after.prompt, after.answer, before.text, after.text))
+            texts = (escape(printable(text) or "(nothing)") for text in (after.prompt, after.answer, before.text, after.text))
             examples.add_row(words(suite), *texts, OUTCOMES[answer.outcome])
     if examples.row_count:
         console.print(examples)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mor.config import UserError
-from tasks.tracking import runs as tracking
+from tasks.tracking import store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -52,7 +52,7 @@ def last_two(second: str | None = None) -> tuple[Run, Run]:
 
 def executions() -> list[Run]:
     """Every execution of the pipeline, newest first."""
-    found = tracking.search_runs("tags.`mor.execution` != ''")
+    found = store.search_runs("tags.`mor.execution` != ''")
     return sorted(found, key=lambda run: int(run.info.start_time), reverse=True)
 
 
@@ -60,7 +60,7 @@ def _parent_of(run_id: str) -> Run | None:
     """The run with that whole id, or the execution that it is a stage of."""
     if not re.fullmatch(r"[0-9a-f]{32}", run_id):
         return None
-    found = tracking.search_runs(f"attributes.run_id = '{run_id}'")
+    found = store.search_runs(f"attributes.run_id = '{run_id}'")
     parent = found[0].data.tags.get("mlflow.parentRunId") if found else None
     return _parent_of(parent) if parent else (found[0] if found else None)
 

@@ -43,11 +43,3 @@ def markdown_to_html(text: str) -> Markup:
         if token.type in {"heading_open", "heading_close"}:
             token.tag = f"h{min(6, int(token.tag[1]) + 1)}"
     return Markup(parser.renderer.render(tokens, parser.options, {}))  # markdown-it escapes what is not markup
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write the page, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)

@@ -13,7 +13,7 @@ from mor.evaluation.metrics import Evaluation, Reply
 from tasks.reports import figures
 from tasks.reports.html import render_page
 from tasks.reports.plotting import NO_CLIENT, SUITE_TITLES, Drawing, client_colours, suite_order
-from tasks.tracking.runs import dotted
+from tasks.tracking.open_run import dotted
 
 SCORES = (
     "Share of greedy answers that the client's annotator prefers (above) and that are right in any style (below): "

@@ -12,16 +12,17 @@ import numpy as np
 from rich.console import Console
 from safetensors.torch import load_file
 
-from mor.alignment.rounds import Round, align_federation, weigh
+from mor.alignment.rounds import Round, run_rounds, weigh
 from mor.config import Params
 from mor.data.public import PublicPrompt
 from mor.federation.ledger import Ledger
-from mor.files import whole_folder
+from mor.files import fresh_folder
 from tasks.project import paths
 from tasks.project.checkpoints import resumable
-from tasks.project.clients import federation
-from tasks.project.runtime import task
-from tasks.tracking.runs import StageRun, stage_run
+from tasks.project.clients import server_of
+from tasks.project.decorators import task
+from tasks.tracking.open_run import StageRun
+from tasks.tracking.runs import stage_run
 
 console = Console(stderr=True)
 
@@ -34,10 +35,10 @@ def align_policy(params: Params) -> None:
         key = params.model_dump(include={"seed", "base", "clients", "router", "grpo"})
         folder = resumable("align", key, [paths.ROUTER, paths.REWARDS, paths.VALIDATED_PUBLIC])
         features = load_file(paths.ROUTER / "features.safetensors")["features"]
-        server = federation(params, None, Ledger(), features)
+        server = server_of(params, None, Ledger(), features)
         curves: list[dict[str, Any]] = []
         weights: list[dict[str, Any]] = []
-        for done in align_federation(server, folder, fitted=paths.ROUTER):
+        for done in run_rounds(server, folder, fitted=paths.ROUTER):
             if done.number == 1:
                 weights += weights_by_category(0, weigh(server, done.trained_with).values(), server.names)
             weights += weights_by_category(done.number, weigh(server, done.router).values(), server.names)
@@ -85,7 +86,7 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _publish(rounds: Path, last: int) -> None:
     """The last round's adapter, every round's router and the ledger, moved into ``models/policy`` at once."""
-    with whole_folder(paths.POLICY) as fresh:
+    with fresh_folder(paths.POLICY) as fresh:
         shutil.copytree(rounds / str(last) / "adapter", fresh, dirs_exist_ok=True)
         shutil.copy(rounds / str(last) / "ledger.json", fresh / "ledger.json")
         for number in range(1, last + 1):

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup, escape
 
-from mor.text import shown
+from mor.text import printable
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
 STYLE = """
@@ -83,7 +83,9 @@ def _row(site: Path, name: str, rows: int, bad: int, expectations: int, unmet: i
     mark, tone = ("✗", "bad") if unmet else ("✓", "good")
     numbers = Markup().join(Markup("<td class='number'>{}</td>").format(number) for number in (rows, bad, expectations, unmet))
     link = Markup("<a href='{}'>lines and reasons</a>").format(place) if place else ""
-    return Markup("<tr><td class='{}'>{}</td><td>{}</td>{}<td>{}</td></tr>\n").format(tone, mark, shown(name), numbers, link)
+    return Markup("<tr><td class='{}'>{}</td><td>{}</td>{}<td>{}</td></tr>\n").format(
+        tone, mark, printable(name), numbers, link
+    )
 
 
 def _page(title: str, body: str) -> str:

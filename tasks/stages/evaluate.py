@@ -20,7 +20,7 @@ from mor.seeds import stream
 from mor.vlm.load import Vlm
 from mor.vlm.lora import load_policy
 from tasks.project import paths
-from tasks.project.runtime import task
+from tasks.project.decorators import task
 from tasks.tracking.runs import stage_run
 
 

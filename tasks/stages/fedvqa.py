@@ -10,7 +10,7 @@ from mor.fedvqa.sheet import contact_sheet, data_card
 from mor.fedvqa.write import image_digests, write_client, write_evaluation, write_folder, write_public
 from mor.seeds import stream
 from tasks.project import paths
-from tasks.project.runtime import task
+from tasks.project.decorators import task
 from tasks.tracking.runs import stage_run
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mor.evaluation.metrics import Evaluation
+from mor.files import fresh_folder, write_whole
 from tasks.project import paths
-from tasks.project.runtime import task
+from tasks.project.decorators import task
 from tasks.reports.figures import RouterWeight
-from tasks.reports.html import write_page
 from tasks.reports.images import figure_png, thumbnail
 from tasks.reports.plotting import Drawing
 from tasks.reports.report_page import Sample, pick_samples, render_report, report_drawings
@@ -42,7 +41,7 @@ def write_report(samples: int) -> None:
             data_card=paths.DATA_CARD.read_text(encoding="utf-8") if paths.DATA_CARD.exists() else "",
             contact_sheet=paths.CONTACT_SHEET.read_bytes() if paths.CONTACT_SHEET.exists() else None,
         )
-        write_page(paths.REPORT, page)
+        write_whole(paths.REPORT, page)
         run.artifact(paths.REPORT)
         run.artifact(paths.PLOTS)
         run.metrics({"figures": len(drawings), "page_bytes": len(page.encode())})
@@ -50,19 +49,15 @@ def write_report(samples: int) -> None:
 
 def write_plots(folder: Path, drawings: list[tuple[Drawing, bytes]], models: Mapping[str, Any]) -> None:
     """A fresh ``folder`` with every figure as PNG, and the results table."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for drawing, png in drawings:
-        (partial / f"{drawing.name}.png").write_bytes(png)
-    with (partial / paths.PREFERENCE_CSV.name).open("w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["model", "measure", "suite", "value", "low", "high"])
-        for model, measures in models.items():
-            for measure, suites in measures.items():
-                table.writerows([model, measure, suite, i["value"], i["low"], i["high"]] for suite, i in suites.items())
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with fresh_folder(folder) as draft:
+        for drawing, png in drawings:
+            (draft / f"{drawing.name}.png").write_bytes(png)
+        with (draft / paths.PREFERENCE_CSV.name).open("w", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["model", "measure", "suite", "value", "low", "high"])
+            for model, measures in models.items():
+                for measure, suites in measures.items():
+                    table.writerows([model, measure, suite, i["value"], i["low"], i["high"]] for suite, i in suites.items())
 
 
 def read_rounds(path: Path) -> list[dict[str, float]]:

@@ -12,15 +12,16 @@ from safetensors.torch import save_file
 
 from mor.config import Params, Rewards
 from mor.data.schema import load_images
+from mor.files import move_in
 from mor.rewards.calibration import Calibration
 from mor.rewards.head import train_head
 from mor.rewards.implicit import train_implicit
 from mor.rewards.model import load_reward_model
 from mor.seeds import integer
 from tasks.project import paths
-from tasks.project.checkpoints import move_in, resumable
+from tasks.project.checkpoints import resumable
 from tasks.project.clients import pairs_of
-from tasks.project.runtime import task
+from tasks.project.decorators import task
 from tasks.tracking.runs import stage_run
 
 

@@ -10,12 +10,12 @@ from mor.config import Params
 from mor.federation.ledger import Ledger
 from mor.federation.quorum import ask
 from mor.federation.remote import RemoteClient
-from mor.files import whole_folder
+from mor.files import fresh_folder
 from mor.routing.fit import first_router, save_router
 from mor.vlm.load import Vlm
 from tasks.project import paths
-from tasks.project.clients import federation
-from tasks.project.runtime import task
+from tasks.project.clients import server_of
+from tasks.project.decorators import task
 from tasks.tracking.runs import stage_run
 
 ASK_NOBODY = ("uniform", "random", "oracle", "online")  # online learns in `align`, from fresh answers alone
@@ -26,13 +26,13 @@ def fit_router(params: Params) -> None:
     """Fit ``params.router.kind`` and save it with the public prompts' features."""
     with stage_run("router", {"seed": params.seed, "router": params.router, "boundary": params.boundary}) as run:
         base, ledger = Vlm.load(params.base, params.evaluation.batch_size), Ledger()
-        server = federation(params, base, ledger, clients=[] if params.router.kind in ASK_NOBODY else None)
+        server = server_of(params, base, ledger, clients=[] if params.router.kind in ASK_NOBODY else None)
         if params.router.kind == "means":
             for client in server.clients:  # clients read prompts with the public base model, which they download once
                 ledger.record(client.name, "encoder", down=_weights_size(params.base))
         router, fit = first_router(server, base)
         run.metrics(fit.metrics)
-        with whole_folder(paths.ROUTER) as fresh:
+        with fresh_folder(paths.ROUTER) as fresh:
             save_router(router, ask(server.clients, RemoteClient.hello)[0], fresh)
             ledger.save(fresh / "ledger.json")
             save_file({"features": server.features}, fresh / "features.safetensors")

@@ -22,9 +22,10 @@ from rich.markup import escape
 from mor.config import Validation
 from mor.data.checks import Problem, inspect, repeated_ids, shared_images
 from mor.data.schema import DataError, write_rows
-from mor.text import shown
+from mor.files import fresh_folder
+from mor.text import printable
 from tasks.project import paths
-from tasks.project.runtime import task
+from tasks.project.decorators import task
 from tasks.stages.data_docs import make_inert
 from tasks.stages.expectations import KINDS, Role, expectations
 from tasks.tracking.runs import stage_run
@@ -52,7 +53,7 @@ class DataSet:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DataReport:
     """What was found in one data set."""
 
     data: DataSet
@@ -96,7 +97,7 @@ def validate_data(clients: Sequence[str], settings: Validation) -> None:
         settle(verdicts, missing, settings)
 
 
-def check(clients: Sequence[str], settings: Validation) -> tuple[list[Verdict], list[str]]:
+def check(clients: Sequence[str], settings: Validation) -> tuple[list[DataReport], list[str]]:
     """Run every suite and build Data Docs; returns the verdicts, and the problems of sets that cannot be read at all."""
     sets, missing = find_sets(clients)
     tables: dict[DataSet, pd.DataFrame] = {}
@@ -126,7 +127,9 @@ def shared_tables(settings: Validation) -> dict[DataSet, pd.DataFrame]:
     return {data: inspect_set(data, settings) for data in sets}
 
 
-def check_delivery(data: DataSet, table: pd.DataFrame, shared: Mapping[DataSet, pd.DataFrame], settings: Validation) -> Verdict:
+def check_delivery(
+    data: DataSet, table: pd.DataFrame, shared: Mapping[DataSet, pd.DataFrame], settings: Validation
+) -> DataReport:
     """Judge rows that are to be added to a client's; nothing is written.
 
     Beside the columns of ``mor.data.checks``, ``table`` has ``id_taken``: where the client has that id already, else null.
@@ -162,7 +165,7 @@ def find_sets(clients: Sequence[str]) -> tuple[list[DataSet], list[str]]:
     return sets, [] if suites else [f"eval: {paths.EVAL}: no evaluation suite; {fix}"]
 
 
-def settle(verdicts: Sequence[Verdict], missing: Sequence[str], settings: Validation) -> None:
+def settle(verdicts: Sequence[DataReport], missing: Sequence[str], settings: Validation) -> None:
     """Write clean and quarantined rows, or raise ``DataError`` with all problems. Results of earlier runs are removed."""
     quarantine = settings.on_bad_rows == "quarantine"
     shutil.rmtree(paths.VALIDATED, ignore_errors=True)
@@ -192,7 +195,7 @@ def _mark_shared(tables: Mapping[DataSet, pd.DataFrame]) -> None:
             table["in_public"] = pd.Series(shared_images(table, public), dtype=object)
 
 
-def _run_suites(tables: Mapping[DataSet, pd.DataFrame], settings: Validation) -> list[Verdict]:
+def _run_suites(tables: Mapping[DataSet, pd.DataFrame], settings: Validation) -> list[DataReport]:
     """Let Great Expectations validate every table and build the Data Docs of this run alone."""
     import great_expectations as gx
 
@@ -215,7 +218,7 @@ def _run_suites(tables: Mapping[DataSet, pd.DataFrame], settings: Validation) ->
     return verdicts
 
 
-def _run_suite(context: Any, source: Any, data: DataSet, table: pd.DataFrame, settings: Validation) -> Verdict:
+def _run_suite(context: Any, source: Any, data: DataSet, table: pd.DataFrame, settings: Validation) -> DataReport:
     """Let Great Expectations validate one table in ``context``."""
     import great_expectations as gx
 
@@ -227,7 +230,7 @@ def _run_suite(context: Any, source: Any, data: DataSet, table: pd.DataFrame, se
     # Data Docs show what is wrong, not what people wrote
     frame = table.drop(columns=["text", "id"]).assign(id_repeated=pd.Series(repeated_ids(table), table.index, dtype=object))
     result = definition.run(batch_parameters={"dataframe": frame}, result_format=RESULTS)
-    return Verdict(data, table, len(suite.expectations), _faults(data, result))
+    return DataReport(data, table, len(suite.expectations), _faults(data, result))
 
 
 def _faults(data: DataSet, result: ExpectationSuiteValidationResult) -> list[Problem]:
@@ -246,11 +249,11 @@ def _faults(data: DataSet, result: ExpectationSuiteValidationResult) -> list[Pro
     return faults
 
 
-def _show(verdict: Verdict, console: Console) -> None:
+def _show(verdict: DataReport, console: Console) -> None:
     bad, passed = len(verdict.reasons), verdict.expectations - len(verdict.faults)
     mark = "[red]✗[/]" if verdict.faults or verdict.too_small else "[green]✓[/]"
     counts = f"{len(verdict.table):>6} rows  {passed:>2}/{verdict.expectations} expectations  {bad} bad"
-    console.print(f"{mark} {escape(shown(verdict.data.name)):<24}{counts}", highlight=False, soft_wrap=True)
+    console.print(f"{mark} {escape(printable(verdict.data.name)):<24}{counts}", highlight=False, soft_wrap=True)
 
 
 def _message(problems: Sequence[str], can_quarantine: bool) -> str:
@@ -268,23 +271,21 @@ def quarantine_text(table: pd.DataFrame, reasons: Mapping[int, list[str]]) -> st
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _write_quarantine(verdicts: Sequence[Verdict]) -> None:
+def _write_quarantine(verdicts: Sequence[DataReport]) -> None:
     """Write the bad rows of every set with their reasons."""
     for verdict in verdicts:
         if reasons := verdict.reasons:
             file = paths.quarantined(verdict.data.file)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(quarantine_text(verdict.table, reasons), encoding="utf-8")
-            said = f"  {shown(verdict.data.name)}: {len(reasons)} bad rows set aside in {shown(file)}"
+            said = f"  {printable(verdict.data.name)}: {len(reasons)} bad rows set aside in {printable(file)}"
             Console(soft_wrap=True).print(said, highlight=False, markup=False)
 
 
-def _write_clean(verdicts: Sequence[Verdict]) -> None:
+def _write_clean(verdicts: Sequence[DataReport]) -> None:
     """Write all clean rows beside ``data/validated`` and move them in at once."""
-    draft = paths.VALIDATED.with_suffix(".partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    for verdict in verdicts:
-        clean = verdict.table.loc[~verdict.table["line"].isin(list(verdict.reasons)), "text"]
-        rows = [KINDS[verdict.data.role].model_validate_json(text) for text in clean]
-        write_rows(draft / paths.validated(verdict.data.file).relative_to(paths.VALIDATED), rows)
-    draft.rename(paths.VALIDATED)
+    with fresh_folder(paths.VALIDATED) as draft:
+        for verdict in verdicts:
+            clean = verdict.table.loc[~verdict.table["line"].isin(list(verdict.reasons)), "text"]
+            rows = [KINDS[verdict.data.role].model_validate_json(text) for text in clean]
+            write_rows(draft / paths.validated(verdict.data.file).relative_to(paths.VALIDATED), rows)

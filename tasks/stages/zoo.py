@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from mor.config import Zoo
 from mor.fedvqa.zoo import train_zoo_model
+from mor.files import move_in
 from tasks.project import paths
-from tasks.project.checkpoints import move_in, resumable
-from tasks.project.runtime import task
+from tasks.project.checkpoints import resumable
+from tasks.project.decorators import task
 from tasks.tracking.runs import stage_run
 
 

@@ -17,26 +17,28 @@ from typing import Any
 
 import numpy as np
 
-from mor.config import Params
+from mor.config import Gate
 from mor.evaluation.gate import SERVED, Trial, Verdict, served
 from mor.evaluation.metrics import Reply
 from tasks.project import paths
-from tasks.project.dvc import OWNER_VARIABLE
-from tasks.tracking import registry
+from tasks.project.processes import NIGHT_VARIABLE
+from tasks.tracking.judging import evaluated
+from tasks.tracking.packaging import SERVING
+from tasks.tracking.predicting import WEIGHT, encoded
+from tasks.tracking.registry import POLICY, Candidate, reward_name
 
 QUESTIONS = 32  # that the policy is asked, of all suites together
 LOG = paths.NIGHTS / "trial.log"
-WEIGHT = "weight."  # before a client's name, among the policy's columns
 
 
-def try_candidate(candidate: registry.Candidate, verdict: Verdict, params: Params) -> Verdict:
+def try_candidate(candidate: Candidate, verdict: Verdict, gate: Gate) -> Verdict:
     """The verdict with the checks of the trial; one that has them already stays as it is."""
-    asked = {suite: replies for suite, replies in registry.evaluated()[1].items() if replies}
+    asked = {suite: replies for suite, replies in evaluated()[1].items() if replies}
     if any(check.group == SERVED for check in verdict.checks) or not asked:  # without questions it does not pass anyway
         return verdict
     questions = [reply for replies in asked.values() for reply in _spread(replies, max(1, QUESTIONS // len(asked)))]
     pairs = {client: asked.get(client, next(iter(asked.values()))) for client in candidate.rewards}
-    trial = run_trial(candidate, questions, pairs, params.gate.trial_seconds)
+    trial = run_trial(candidate, questions, pairs, gate.trial_seconds)
     return Verdict([*verdict.checks, *served(trial, [reply.text for reply in questions], list(candidate.rewards))])
 
 
@@ -45,22 +47,20 @@ def _spread(replies: Sequence[Reply], count: int) -> list[Reply]:
     return [replies[i] for i in sorted({*np.linspace(0, len(replies) - 1, count).round().astype(int).tolist()})]
 
 
-def run_trial(
-    candidate: registry.Candidate, questions: Sequence[Reply], pairs: Mapping[str, Sequence[Reply]], seconds: float
-) -> Trial:
+def run_trial(candidate: Candidate, questions: Sequence[Reply], pairs: Mapping[str, Sequence[Reply]], seconds: float) -> Trial:
     """Ask the policy ``questions``, and each client's reward model for its scores of two answers to one of its ``pairs``."""
 
     def row(reply: Reply, **more: str) -> dict[str, str]:
-        return {"image": registry.encoded(paths.EVAL / reply.image), "prompt": reply.prompt} | more
+        return {"image": encoded(paths.EVAL / reply.image), "prompt": reply.prompt} | more
 
-    job = {registry.POLICY: {"uri": f"models:/{registry.POLICY}/{candidate.policy}", "rows": [row(q) for q in questions]}}
+    job = {POLICY: {"uri": f"models:/{POLICY}/{candidate.policy}", "rows": [row(q) for q in questions]}}
     for client, version in candidate.rewards.items():
         first, last = pairs[client][0], pairs[client][-1]
         rows = [row(first, completion=answer) for answer in (first.answer, last.answer)]
-        job[client] = {"uri": f"models:/{registry.reward_name(client)}/{version}", "rows": rows}
+        job[client] = {"uri": f"models:/{reward_name(client)}/{version}", "rows": rows}
     found, failure = _in_fresh_process(job, seconds)
     results: dict[str, dict[str, Any]] = {label: found.get(label, {"trouble": failure}) for label in job}
-    policy = results.pop(registry.POLICY)
+    policy = results.pop(POLICY)
     troubles = {client: f"{result['trouble']}; {LOG} says more" for client, result in results.items() if "trouble" in result}
     rows = policy.get("rows", [])
     return Trial(
@@ -73,12 +73,12 @@ def run_trial(
 
 
 def _in_fresh_process(job: Mapping[str, Any], seconds: float) -> tuple[dict[str, Any], str]:
-    """What ``tasks/tracking/serving/trial.py`` writes, and why it wrote nothing where it did not."""
+    """What ``tasks/tracking/serving/try_models.py`` writes, and why it wrote nothing where it did not."""
     import mlflow
 
-    script = (registry.CODE / "trial.py").resolve()
+    script = (SERVING / "try_models.py").resolve()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MOR_")}  # no client's token
-    kept |= {OWNER_VARIABLE: str(Path.cwd()), "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    kept |= {NIGHT_VARIABLE: str(Path.cwd()), "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
     paths.NIGHTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, LOG.open("w") as log:
         given, result = Path(scratch) / "job.json", Path(scratch) / "result.json"

@@ -162,12 +162,14 @@ def test_the_comparison_names_the_methods_that_it_knows(folder: Path) -> None:
 
 def test_words_for_dvc_reach_it_as_they_are(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     from flows import pipeline
-    from tasks.project import runtime
+    from tasks.project import command_line
 
     got: list[list[str]] = []
     monkeypatch.chdir(folder)
     monkeypatch.setattr(pipeline, "pipeline", lambda words: got.append(list(words)))
     with pytest.raises(SystemExit) as ended:
-        runtime.command(pipeline.run, ["--force", "-s", "validate", "--set-param", "seed=1"], context_settings=pipeline.FOR_DVC)
+        command_line.command(
+            pipeline.run, ["--force", "-s", "validate", "--set-param", "seed=1"], context_settings=pipeline.FOR_DVC
+        )
     assert ended.value.code == 0
     assert got == [["--force", "-s", "validate", "--set-param", "seed=1"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mor.config import ConfigError
-from mor.text import shown, told
+from mor.text import printable, public_message
 
 
 @pytest.mark.parametrize(
@@ -23,16 +23,16 @@ from mor.text import shown, told
     ],
 )
 def test_what_a_terminal_or_a_reader_would_obey_is_shown_as_an_escape(text: str, expected: str) -> None:
-    assert shown(text) == expected
+    assert printable(text) == expected
 
 
 def test_line_breaks_stay_where_a_text_has_lines() -> None:
-    assert shown("one\ntwo\x07", None, lines=True) == "one\ntwo\\x07"
+    assert printable("one\ntwo\x07", None, lines=True) == "one\ntwo\\x07"
 
 
 def test_our_errors_are_told_in_full_and_those_of_others_by_kind_and_place() -> None:
-    assert told(ConfigError("seed: expected 0\x1b[2J")) == "seed: expected 0\\x1b[2J"
+    assert public_message(ConfigError("seed: expected 0\x1b[2J")) == "seed: expected 0\\x1b[2J"
     with pytest.raises(ValueError) as raised:
         int("private")
-    assert told(raised.value).startswith("ValueError at tests/mor/test_text.py:")
-    assert told(ValueError("private")) == "ValueError"
+    assert public_message(raised.value).startswith("ValueError at tests/mor/test_text.py:")
+    assert public_message(ValueError("private")) == "ValueError"

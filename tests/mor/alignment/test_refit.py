@@ -13,9 +13,9 @@ from mor.alignment import refit as module
 from mor.alignment.refit import Refit, next_router
 from mor.config import RouterSettings
 from mor.federation import messages as m
-from mor.federation.federation import Federation, Settings
 from mor.federation.ledger import Ledger
 from mor.federation.remote import RemoteClient
+from mor.federation.server import Server, Settings
 from mor.routing.fit import FINGERPRINTS, fingerprints
 from mor.routing.router import Router
 
@@ -91,10 +91,10 @@ def test_what_becomes_of_the_router(
     monkeypatch.setattr(module, "refit_router", refit)
     monkeypatch.setattr(module, "unfitted", lambda *_: unfitted)
     monkeypatch.setattr(module, "load_policy", MagicMock())
-    monkeypatch.setattr(Federation, "load_base", MagicMock())
+    monkeypatch.setattr(Server, "load_base", MagicMock())
     settings = Settings(router=RouterSettings(kind=kind, refit_pairs=pairs))  # type: ignore[arg-type]
-    federation = Federation("base", [], [], torch.zeros(0, 2), settings, Ledger())
-    router, _ = next_router(number, federation, old, changed, Path("adapter"))
+    server = Server("base", [], [], torch.zeros(0, 2), settings, Ledger())
+    router, _ = next_router(number, server, old, changed, Path("adapter"))
     assert calls == called
     assert router is (fitted if called else old)
     assert ("scenes" in capsys.readouterr().err) == bool(called and changed)

@@ -15,7 +15,7 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
-from benchmarks.run import weights
+from benchmarks.keys import weights_digest
 from mor.config import Lora
 from mor.rewards.calibration import Calibration
 from mor.rewards.fingerprint import processor_digest, tensors_digest
@@ -175,7 +175,7 @@ def test_an_adapter_that_is_no_safetensors_file_is_not_read(made: Path, tmp_path
 
 
 def test_the_keys_of_the_committed_benchmark_still_name_the_zoo() -> None:
-    assert {name: weights(f"models/zoo/{name}") for name in ("llava", "idefics3", "gemma3", "llava_med")} == {
+    assert {name: weights_digest(f"models/zoo/{name}") for name in ("llava", "idefics3", "gemma3", "llava_med")} == {
         "llava": "e48c0210", "idefics3": "c861a863", "gemma3": "77efe270", "llava_med": "5f31606e",
     }  # fmt: skip
-    assert weights("org/name@main") == "e3b0c442"  # of nothing
+    assert weights_digest("org/name@main") == "e3b0c442"  # of nothing

@@ -12,10 +12,10 @@ from mor.config import RouterSettings, Unavailable, UserError
 from mor.data.public import PublicPrompt
 from mor.data.schema import Preference
 from mor.federation import messages as m
-from mor.federation.federation import Federation, Settings
 from mor.federation.ledger import Ledger
 from mor.federation.quorum import QuorumError
 from mor.federation.remote import RemoteClient
+from mor.federation.server import Server, Settings
 from mor.federation.service import ClientService
 from mor.rewards.model import ranked_rightly
 from mor.routing.fit import fit_and_control
@@ -70,7 +70,7 @@ def fit(
     clients: list[RemoteClient], prompts: Sequence[PublicPrompt] = (), features: torch.Tensor = PUBLIC, **changes: Any
 ) -> Any:
     settings = Settings(router=RouterSettings(**{"control": 0, "components": 4} | changes))
-    return fit_and_control(Federation("base", clients, prompts, features, settings, Ledger()), Base())  # type: ignore[arg-type]
+    return fit_and_control(Server("base", clients, prompts, features, settings, Ledger()), Base())  # type: ignore[arg-type]
 
 
 def fit_with_control(clients: list[RemoteClient]) -> Any:

@@ -18,15 +18,24 @@ from PIL import Image
 
 from mor.config import Params, load_params
 from mor.data.schema import DataError, Preference, load_images
-from tasks.nights import inbox, ingest
+from tasks.nights import inbox
+from tasks.nights.intake import file_label, take_in_all
 from tasks.project import paths
-from tests.tasks.nights.test_ingest import INBOX, NIGHT, drop, good, merged_rows, none, only, pair, params, picture, tree
+from tests.tasks.nights.delivering import (
+    FOREIGN_WARNINGS,
+    INBOX,
+    NIGHT,
+    drop,
+    good,
+    merged_rows,
+    none,
+    only,
+    pair,
+    picture,
+    tree,
+)
 
-__all__ = ["params"]  # a fixture
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = FOREIGN_WARNINGS
 OTHER = Path("inbox/radiology")
 
 
@@ -103,7 +112,7 @@ def test_what_leads_out_of_the_inbox_or_is_no_file_is_refused_and_left_where_it_
     drop("monday", good(30, 1), [30])
     spoil()
     before = everything()
-    told = only(ingest.ingest(params, NIGHT, none))
+    told = only(take_in_all(params, NIGHT, none))
     assert (told.client, told.state) == ("documents", "refused")
     assert said in told.reasons[0]
     assert everything() == before
@@ -116,7 +125,7 @@ def test_an_image_path_out_of_the_folder_names_nothing_whatever_its_form(params:
     outside = ["../radiology/images/60.png", str((OTHER / "images/60.png").resolve()), "images/../../radiology/images/60.png"]
     odd = ["images/\0.png", "x" * 300 + ".png", "/".join(["x"] * 900), ".", "images", "images/30.png/x.png"]
     drop("monday", [pair(40), *(pair(50 + i, image=image) for i, image in enumerate((*outside, *odd)))], [40, 30])
-    told = only(ingest.ingest(params, NIGHT, none))
+    told = only(take_in_all(params, NIGHT, none))
     assert (told.state, told.accepted, told.quarantined) == ("merged", 1, 9)
     assert [row.id for row in merged_rows()] == ["n40"]
     assert len(tree(OTHER)) == 3  # nothing there was taken for the delivery's and removed
@@ -140,7 +149,7 @@ def test_a_link_that_is_swapped_in_between_the_look_and_the_open_is_refused(
         return found
 
     monkeypatch.setattr(os, "stat", stat_then_swap)
-    with pytest.raises(inbox.Stray, match="a symbolic link"), inbox.opened(tmp_path / "box", "a"):
+    with pytest.raises(inbox.Stray, match="a symbolic link"), inbox.open_inside(tmp_path / "box", "a"):
         pass
     assert swapped
 
@@ -149,12 +158,12 @@ def test_a_folder_swapped_for_a_link_while_its_file_is_open_has_nothing_removed_
     for folder in ("mine", "theirs"):
         (tmp_path / folder / "images").mkdir(parents=True)
         (tmp_path / folder / "images/1.png").write_text("same")
-    with inbox.opened(tmp_path / "mine", "images/1.png") as file:
+    with inbox.open_inside(tmp_path / "mine", "images/1.png") as file:
         (tmp_path / "mine/images").rename(tmp_path / "mine/was")
         (tmp_path / "mine/images").symlink_to(tmp_path / "theirs/images")
         assert file.read() == b"same"
         with pytest.raises(inbox.Stray, match="a symbolic link"):
-            inbox.remove(tmp_path / "mine", "images/1.png")
+            inbox.remove_inside(tmp_path / "mine", "images/1.png")
     assert (tmp_path / "theirs/images/1.png").exists()
 
 
@@ -180,7 +189,7 @@ def test_links_swapped_in_and_out_all_the_while_never_let_another_clients_bytes_
     seen = set()
     while not done.is_set():
         try:
-            with inbox.opened(tmp_path / "box", "images/1") as file:
+            with inbox.open_inside(tmp_path / "box", "images/1") as file:
                 seen.add(file.read())
         except (inbox.Stray, OSError):
             continue
@@ -215,13 +224,13 @@ def test_a_delivery_beyond_a_bound_is_refused_and_the_others_are_taken_in(params
     drop("monday", good(30, 3), [30, 31, 32])
     drop("tuesday", [], [])
     before = tree(INBOX)
-    told = {delivery.file: delivery for delivery in ingest.ingest(bounded(**bounds), NIGHT, none)}
+    told = {delivery.file: delivery for delivery in take_in_all(bounded(**bounds), NIGHT, none)}
     assert told["monday.jsonl"].state == "refused"
     assert said in told["monday.jsonl"].reasons[0]
     assert tree(INBOX) == before
     assert not list(paths.ARCHIVE.glob("*/*.partial"))
     drop("monday", good(30, 3), [30, 31, 32], OTHER)
-    assert {d.state for d in ingest.ingest(bounded(rows=3, line_bytes=10**5, rows_bytes=10**6, pictures=3, picture_bytes=10**5,
+    assert {d.state for d in take_in_all(bounded(rows=3, line_bytes=10**5, rows_bytes=10**6, pictures=3, picture_bytes=10**5,
                                                    pictures_bytes=10**6), NIGHT, none)} == {"merged", "refused"}  # fmt: skip
 
 
@@ -242,7 +251,7 @@ def test_a_decompression_bomb_is_set_aside_by_its_header_and_memory_stays_bounde
     (INBOX / "images/31.png").write_bytes(bomb(13000))
     assert (INBOX / "images/31.png").stat().st_size < 200_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    told = only(ingest.ingest(params, NIGHT, none))
+    told = only(take_in_all(params, NIGHT, none))
     assert (told.accepted, told.quarantined) == (1, 1)
     assert any("image width is 16 to 4096 pixels, got 13000" in reason for reason in told.reasons)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB; decoded it is 169 MB, as RGB 507
@@ -265,14 +274,14 @@ def test_a_picture_of_another_format_is_set_aside_and_never_decoded(params: Para
         (INBOX / "images/30.png").write_bytes(EPS)
     else:
         Image.new("RGB", (16, 16)).save(INBOX / "images/30.png", format=kind)
-    told = only(ingest.ingest(params, NIGHT, none))
+    told = only(take_in_all(params, NIGHT, none))
     assert (told.accepted, told.quarantined) == (1, 1)
     assert told.reasons[0].endswith("image can be decoded, got UnidentifiedImageError: of no known format")
 
 
 def test_deeply_nested_json_and_endless_numbers_are_bad_rows(params: Params) -> None:
     drop("monday", [pair(30), '{"a":' * 5000 + "1" + "}" * 5000, '{"id": ' + "9" * 50000 + "}", "[" * 9000], [30])
-    told = only(ingest.ingest(params, NIGHT, none))
+    told = only(take_in_all(params, NIGHT, none))
     assert (told.accepted, told.quarantined) == (1, 3)
 
 
@@ -282,7 +291,7 @@ def test_a_picture_whose_name_means_something_to_dvc_or_git_is_refused(params: P
     picture(INBOX / "p.png", 30)
     (INBOX / name).parent.mkdir(exist_ok=True)
     (INBOX / "p.png").rename(INBOX / name)
-    told = only(ingest.ingest(params, NIGHT, none))
+    told = only(take_in_all(params, NIGHT, none))
     assert told.state == "refused"
     assert "line 1: a picture's name must end with one of .png" in told.reasons[0]
 
@@ -299,7 +308,7 @@ UGLY = [
 def test_an_ugly_name_is_taken_in_and_never_shown(params: Params, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     drop(name, [pair(30), pair(31, id=name, image=f"images/{name[:200]}.png")], [30])
     picture(INBOX / f"images/{name[:200]}.png", 31)
-    told = only(ingest.ingest(params, NIGHT, none))
+    told = only(take_in_all(params, NIGHT, none))
     assert (told.state, told.accepted) == ("merged", 2)
     assert tree(INBOX) == {}
     printed = "".join(capfd.readouterr())
@@ -313,9 +322,9 @@ def test_a_folder_of_no_client_with_an_ugly_name_is_refused_and_told_as_unknown(
     params: Params, folder: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     drop("]", good(30, 1), [30], Path("inbox") / folder)  # "inbox/[/].jsonl" is markup that closes nothing
-    told = only(ingest.ingest(params, NIGHT, none))
+    told = only(take_in_all(params, NIGHT, none))
     assert told.state == "refused"
-    assert told.shared(params.clients).client == "unknown"
+    assert told.public_view(params.clients).client == "unknown"
     printed = "".join(capfd.readouterr())
     assert folder not in printed.replace("\n", " ")
     assert "unknown: " in printed
@@ -324,7 +333,7 @@ def test_a_folder_of_no_client_with_an_ugly_name_is_refused_and_told_as_unknown(
 def test_a_name_that_is_no_utf_8_is_refused(params: Params) -> None:
     drop("monday", good(30, 1), [30])
     os.rename(INBOX / "monday.jsonl", os.fsencode(INBOX) + b"/\xff\xfe.jsonl")  # noqa: PTH104 (bytes)
-    told = only(ingest.ingest(params, NIGHT, none))
+    told = only(take_in_all(params, NIGHT, none))
     assert told.reasons == ["inbox/documents: its name is not UTF-8; rename it"]
     assert json.loads(told.text)["file"] == "\\udcff\\udcfe.jsonl"
 
@@ -335,5 +344,5 @@ def test_the_list_of_what_waits_shows_every_name_with_its_escapes(params: Params
     drop("]\x1b[2J", good(30, 1), [30], Path("inbox/["))
     flow.run(None, None, now=False)
     printed = capsys.readouterr().out
-    label = ingest.label(Path("inbox/[/]\x1b[2J.jsonl"))
+    label = file_label(Path("inbox/[/]\x1b[2J.jsonl"))
     assert f"{label}  inbox/[/]\\x1b[2J.jsonl" in printed

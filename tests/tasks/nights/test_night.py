@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from flows import nightly
 from mor.config import Params, UserError, load_params
-from tasks.nights import night
-from tasks.nights.demo import moments
+from tasks.nights import git as versions
+from tasks.nights.demo import kill_times
+from tasks.nights.journal import CURRENT, NightState, begin, new_name, night_lock
 from tasks.project import paths
 from tasks.project.dvc import outdated_stages
 from tasks.reports.night_page import Night, render_night
@@ -41,37 +43,37 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_only_one_night_is_under_way(project: Path) -> None:
-    with night.alone(), pytest.raises(UserError, match="another night is under way"), night.alone():
+    with night_lock(), pytest.raises(UserError, match="another night is under way"), night_lock():
         pass
-    with night.alone():  # the lock goes with its holder
+    with night_lock():  # the lock goes with its holder
         pass
 
 
 def test_a_night_that_was_cut_off_goes_on_under_its_name(project: Path) -> None:
-    course = night.begin(load_params(), "2026-01-02")
-    course.work = True
-    course.save()
-    again = night.begin(load_params(), "2026-01-03")
-    assert (again.night, again.work) == ("2026-01-02", True)
+    night = begin("2026-01-02", "UTC")
+    night.work = True
+    night.save()
+    again = begin("2026-01-03", "UTC")
+    assert (again.name, again.work) == ("2026-01-02", True)
 
 
 def test_what_a_failed_night_left_undone_is_the_next_ones_work(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(params: Params, course: night.Course) -> None:
-        course.work = True
+    def fail(night: NightState, params: Params) -> None:
+        night.work = True
         raise UserError("the registry is away")
 
-    monkeypatch.setattr(night, "follow", fail)
-    monkeypatch.setattr(night, "write_night", lambda course: None)
+    monkeypatch.setattr(nightly, "bring_up_to_date", fail)
+    monkeypatch.setattr("tasks.nights.record.write_night", lambda night: None)
     with pytest.raises(UserError, match="the registry is away"):
-        night.run_night("2026-01-02")
-    following = night.begin(load_params(), "2026-01-03")
-    assert (following.night, following.work) == ("2026-01-03", True)
+        nightly.run_night("2026-01-02")
+    following = begin("2026-01-03", "UTC")
+    assert (following.name, following.work) == ("2026-01-03", True)
 
 
 def test_nights_of_one_day_are_numbered(project: Path) -> None:
-    first = night._new_name(load_params())
+    first = new_name("UTC")
     git("tag", f"night/{first}")
-    assert night._new_name(load_params()) == f"{first}.2"
+    assert new_name("UTC") == f"{first}.2"
 
 
 def test_what_a_night_made_is_committed_and_tagged_and_a_second_time_changes_nothing(project: Path) -> None:
@@ -79,12 +81,11 @@ def test_what_a_night_made_is_committed_and_tagged_and_a_second_time_changes_not
     delivery = paths.ARCHIVE / "documents" / "one"
     delivery.mkdir(parents=True)
     (delivery / "delivery.jsonl").write_text("{}\n")
-    course = night.Course("2026-01-02", ending="Promoted")
-    night.keep(course)
+    versions.keep("2026-01-02", "Promoted", "")
     commit = git("rev-parse", "night/2026-01-02^{commit}")
     assert git("log", "-1", "--format=%s") == "Night 2026-01-02: promoted"
     assert set(git("show", "--name-only", "--format=").splitlines()) == {"data/archive.dvc", "dvc.lock"}
-    night.keep(course)
+    versions.keep("2026-01-02", "Promoted", "")
     assert git("rev-parse", "night/2026-01-02^{commit}") == commit == git("rev-parse", "HEAD")
 
 
@@ -95,9 +96,9 @@ def test_data_that_no_stage_makes_is_versioned_and_committed_with_the_night(proj
     for client in ("documents", "radiology"):
         paths.client_folder(client).mkdir(parents=True)
         paths.client_preferences(client).write_text("{}\n")
-    night.version_clients(load_params())
+    versions.version_clients(load_params().clients)
     assert [path.name for path in paths.CLIENTS.glob("*.dvc")] == ["radiology.dvc"]  # documents is the benchmark stage's
-    night.keep(night.Course("2026-01-02", ending="Promoted"))
+    versions.keep("2026-01-02", "Promoted", "")
     assert "data/clients/radiology.dvc" in git("ls-files").splitlines()
     assert not (paths.CLIENTS / ".gitignore").exists()  # it would be one more dependency of the stages
 
@@ -118,10 +119,10 @@ def test_another_clone_pulls_the_archive_and_the_clients_that_no_stage_makes(
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     dvc("remote", "add", "--quiet", "-d", "storage", str(elsewhere / "storage"))
     git("add", ".dvc/config")
-    night.version_clients(load_params())
-    night.keep(night.Course("2026-01-02", ending="Promoted"))
+    versions.version_clients(load_params().clients)
+    versions.keep("2026-01-02", "Promoted", "")
     assert not {"data/archive.dvc", "data/clients/radiology.dvc"} & set(outdated_stages() or [])
-    night.push(load_params(), "2026-01-02")
+    versions.push("2026-01-02", "")
     git("clone", "--quiet", str(project), str(elsewhere / "clone"))
     monkeypatch.chdir(elsewhere / "clone")
     dvc("pull", "--quiet", "--allow-missing")
@@ -177,12 +178,12 @@ def test_the_page_says_in_words_only_what_its_numbers_do_not_show() -> None:
 def test_kills_are_spread_over_the_night() -> None:
     import random
 
-    waits = moments(4, 100.0, random.Random(0))
+    waits = kill_times(4, 100.0, random.Random(0))
     assert len(waits) == 4
     assert all(wait > 0 for wait in waits)
     assert sum(waits) < 100 + 4 * 10
 
 
 def test_a_night_is_named_by_its_journal_alone(project: Path) -> None:
-    night.begin(load_params(), "2026-01-02")
-    assert json.loads(night.CURRENT.read_text()) == {"night": "2026-01-02", "work": False, "failed": False}
+    begin("2026-01-02", "UTC")
+    assert json.loads(CURRENT.read_text()) == {"night": "2026-01-02", "work": False, "failed": False}

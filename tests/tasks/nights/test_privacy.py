@@ -16,16 +16,19 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
+from flows import nightly
 from mor.config import ConfigError, Params, UserError
-from mor.data.pictures import png_bytes
 from mor.data.schema import DataError, Preference, load_images
-from tasks.nights import ingest, night
+from mor.federation.messages import image_bytes
+from tasks.nights.deliveries import archived_deliveries
+from tasks.nights.git import output_of
+from tasks.project import decorators, paths
 from tasks.project import dvc as execution
-from tasks.project import paths, runtime
-from tasks.reports.images import thumbnail
+from tasks.stages import report
 from tasks.stages import validate as validation
 from tasks.tracking import runs as tracking
-from tests.tasks.nights.test_ingest import (
+from tests.tasks.nights.delivering import (
+    FOREIGN_WARNINGS,
     HAD,
     INBOX,
     PREFERENCES,
@@ -33,17 +36,11 @@ from tests.tasks.nights.test_ingest import (
     colour,
     drop,
     pair,
-    params,
     picture,
     swapped,
 )
 
-__all__ = ["params"]  # a fixture
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = [*FOREIGN_WARNINGS, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 CORE = "q7geheimnis"
 WORD = f"{CORE} <b>é&[/]"  # how ever it is escaped, CORE stays
 OWN = ("data", "inbox", "models", ".dvc/cache", "params.yaml")  # what is a client's own, and where DVC stores it
@@ -138,11 +135,11 @@ def test_a_night_tells_nothing_that_a_client_wrote(
     """Deliveries that are merged with bad rows, held, refused and known; the page, MLflow, the webhook and git."""
     sent: list[dict[str, str]] = []
     settings = project.model_copy(update={"nightly": project.nightly.model_copy(update={"push": False})})
-    monkeypatch.setattr(night, "load_params", lambda *_: settings)
-    monkeypatch.setattr(night, "notify", sent.append)
-    monkeypatch.setattr(night.registry, "settle", lambda: None)
-    monkeypatch.setattr(night, "_train", lambda params, course, run_id: setattr(course, "ending", "Promoted"))
-    monkeypatch.setattr(ingest, "last_reward_model", lambda client: Annotator())
+    monkeypatch.setattr(nightly, "load_params", lambda *_: settings)
+    monkeypatch.setattr("tasks.nights.journal.notify", sent.append)
+    monkeypatch.setattr("tasks.tracking.registry.restore_aliases", lambda: None)
+    monkeypatch.setattr(nightly, "make_and_judge", lambda night, params: setattr(night, "ending", "Promoted"))
+    monkeypatch.setattr("tasks.nights.intake.last_reward_model", lambda client: Annotator())
     deliver("merged", [*(secret(number) for number in range(60, 64)), *BAD], 60, 24, NEW)
     picture(NEW / f"images/{CORE} public.png", 250)
     Image.new("RGB", (4, 4)).save(NEW / f"images/{CORE} small.png")
@@ -154,9 +151,9 @@ def test_a_night_tells_nothing_that_a_client_wrote(
     (INBOX / f"images/{CORE} 90.png").rename(INBOX / f"{CORE}.was")
     (INBOX / f"images/{CORE} 90.png").symlink_to(Path(INBOX / f"{CORE}.was").resolve())
     drop(f"{CORE} stray", [pair(1)], [], Path("inbox") / f"{CORE} nobody")
-    course = night.run_night("2026-01-02")
-    assert [delivery.state for delivery in course.deliveries] == ["held", "merged", "refused", "refused"]
-    merged = next(delivery for delivery in ingest.deliveries() if delivery.state == "merged")
+    night = nightly.run_night("2026-01-02")
+    assert [delivery.state for delivery in night.deliveries] == ["held", "merged", "refused", "refused"]
+    merged = next(delivery for delivery in archived_deliveries() if delivery.state == "merged")
     assert found_in((merged.folder / "quarantine.jsonl").read_bytes())  # the client's own record has all of it
     assert (merged.accepted, merged.quarantined) == (5, 12)  # the id a5 is another client's
     assert leaks() == []
@@ -164,10 +161,10 @@ def test_a_night_tells_nothing_that_a_client_wrote(
     assert not found_in(json.dumps(sent).encode())
     assert not found_in(git_says())
     (INBOX / f"images/{CORE} 90.png").unlink()
-    monkeypatch.setattr(night, "_train", lambda *_: (_ for _ in ()).throw(ValueError(f"cannot read {WORD}")))
+    monkeypatch.setattr(nightly, "make_and_judge", lambda *_: (_ for _ in ()).throw(ValueError(f"cannot read {WORD}")))
     deliver("later", [secret(91)], 91, 1, NEW)
     with pytest.raises(ValueError, match=CORE):
-        night.run_night("2026-01-03")
+        nightly.run_night("2026-01-03")
     assert [event["state"] for event in sent][-1] == "Failed"
     assert sent[-1]["message"].startswith("ValueError at tests/tasks/nights/test_privacy.py:")
     assert leaks() == []
@@ -237,7 +234,7 @@ def test_a_picture_that_is_shown_or_sent_is_its_pixels_alone(params: Params, suf
     speaking_picture(paths.EVAL / name, 5)
     assert found_in((paths.EVAL / name).read_bytes())
     row = Preference.model_validate(pair(5, image=name))
-    for shown in (png_bytes(load_images(paths.EVAL, [row])[0]), thumbnail(paths.EVAL / name)):
+    for shown in (image_bytes(load_images(paths.EVAL, [row])[0]), report.thumbnail(paths.EVAL / name)):
         with Image.open(BytesIO(shown)) as image:
             image.load()
             assert image.info == {}  # a colour profile would be there, packed so that the word is not seen
@@ -248,12 +245,12 @@ def test_prefect_learns_of_a_foreign_error_its_kind_and_place_and_of_ours_the_te
     def fail(error: Exception) -> None:
         raise error
 
-    with pytest.raises(runtime.Untold, match=r"^ValueError at tests/tasks/nights/test_privacy.py:\d+; ") as told:
-        runtime._discreet(fail)(ValueError(WORD))
+    with pytest.raises(decorators.Untold, match=r"^ValueError at tests/tasks/nights/test_privacy.py:\d+; ") as told:
+        decorators._discreet(fail)(ValueError(WORD))
     assert not found_in(str(told.value).encode())
     assert told.value.__suppress_context__
     with pytest.raises(ConfigError, match="seed: expected 0"):
-        runtime._discreet(fail)(ConfigError("seed: expected 0"))
+        decorators._discreet(fail)(ConfigError("seed: expected 0"))
 
 
 def test_a_stage_that_fails_tells_the_night_its_error_and_none_of_its_output(project: Params) -> None:
@@ -274,5 +271,5 @@ def test_a_stage_that_fails_tells_the_night_its_error_and_none_of_its_output(pro
 def test_a_command_that_fails_tells_no_names_of_clients_files() -> None:
     script = f"echo \"ERROR: file 'data/clients/a/images/{CORE}.png' is gone\" >&2; echo 'no route to host' >&2; exit 1"
     with pytest.raises(UserError, match="no route to host") as told:
-        night._command(["sh", "-c", script.replace(CORE, "$0"), CORE])
+        output_of("sh", "-c", script.replace(CORE, "$0"), CORE)
     assert CORE not in str(told.value).split("failed:")[1]

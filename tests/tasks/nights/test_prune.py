@@ -15,10 +15,12 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
-from mor.config import Params, UserError, parse_params
+from mor.config import Params, UserError, load_params, parse_params
 from tasks.nights import prune
+from tasks.nights.git import tagged_nights
 from tasks.project import paths
 from tasks.tracking import runs as tracking
+from tasks.tracking import store
 
 ROOT = Path(__file__).parents[3]
 NIGHTS = ["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-03.2", "2026-01-04"]
@@ -35,9 +37,9 @@ def run(*command: str, folder: Path | None = None) -> str:
     return done.stdout
 
 
-def settings(keep: int, git_remote: str = "") -> Params:
+def settings(keep: int) -> Params:
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    values["nightly"] |= {"keep_nights": keep, "git_remote": git_remote}
+    values["nightly"] |= {"keep_nights": keep, "git_remote": ""}
     return parse_params(values)
 
 
@@ -66,7 +68,7 @@ def make_nights() -> dict[str, str]:
     for number, night in enumerate(NIGHTS, 1):
         commit(night)
         run("git", "tag", "-m", night, f"night/{night}")
-        runs[night] = tracking.open_parent(f"night {night}", f"night {night}", {"mor.night": night})
+        runs[night] = tracking.open_parent(f"night {night}", load_params(), f"night {night}", {"mor.night": night})
         os.environ[tracking.PARENT_VARIABLE] = runs[night]
         with tracking.stage_run("align", {}) as stage:
             stage.artifact(Path("data.txt"))
@@ -80,8 +82,8 @@ def make_nights() -> dict[str, str]:
     for alias, number in {"champion": "3", "candidate": "5"}.items():
         client.set_registered_model_alias("mor-policy", alias, number)
     client.set_registered_model_alias("mor-reward-scenes", "champion", "2")
-    runs["failed"] = tracking.open_parent("night 2025-12-31", "night 2025-12-31", {"mor.night": "2025-12-31"})
-    runs["by hand"] = tracking.open_parent("by hand", "by hand")
+    runs["failed"] = tracking.open_parent("night 2025-12-31", load_params(), "night 2025-12-31", {"mor.night": "2025-12-31"})
+    runs["by hand"] = tracking.open_parent("by hand", load_params(), "by hand")
     register("somebody-elses", runs["by hand"], {})
     return runs
 
@@ -140,8 +142,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
 
 
 def clear() -> None:
-    tracking.mlflow_client.cache_clear()
-    tracking._experiment.cache_clear()
+    store.mlflow_client.cache_clear()
+    store.experiment.cache_clear()
 
 
 @pytest.fixture
@@ -155,13 +157,13 @@ def folder(made: tuple[Path, dict[str, str]]) -> Path:
 
 
 def test_champion_the_one_before_it_and_the_last_nights_stay(runs: dict[str, str]) -> None:
-    plan = prune.make_plan(settings(keep=1))
+    plan = prune.make_plan(1)
     assert plan.kept == {PREVIOUS: "previous champion", CHAMPION: "champion", LAST: "candidate"}
     assert plan.nights == [NIGHTS[1], NIGHTS[3]]
 
 
 def test_a_champions_reward_model_stays_with_the_run_that_it_came_from(runs: dict[str, str]) -> None:
-    plan = prune.make_plan(settings(keep=1))
+    plan = prune.make_plan(1)
     assert set(plan.versions) == {("mor-policy", "2"), ("mor-policy", "4"), ("mor-reward-scenes", "3")}
     assert runs[NIGHTS[1]] not in plan.runs  # the night goes, its run does not: the champion's reward model is of it
     assert {runs[NIGHTS[3]], runs["failed"]} <= set(plan.runs)
@@ -170,13 +172,13 @@ def test_a_champions_reward_model_stays_with_the_run_that_it_came_from(runs: dic
 
 @pytest.mark.parametrize("keep", [5, 14])
 def test_nothing_goes_while_there_are_no_more_nights_than_are_kept(runs: dict[str, str], keep: int) -> None:
-    plan = prune.make_plan(settings(keep))
+    plan = prune.make_plan(keep)
     assert (plan.nights, plan.versions) == ([], [])
     assert set(plan.runs) <= {runs["failed"]}
 
 
 def test_the_tenth_night_of_a_day_is_later_than_its_second() -> None:
-    assert sorted(["2026-01-02.10", "2026-01-02.2", "2026-01-03", "2026-01-02"], key=prune._order) == [
+    assert sorted(["2026-01-02.10", "2026-01-02.2", "2026-01-03", "2026-01-02"], key=prune.in_order) == [
         "2026-01-02", "2026-01-02.2", "2026-01-02.10", "2026-01-03",
     ]  # fmt: skip
 
@@ -186,7 +188,7 @@ def test_a_champion_whose_night_has_no_tag_stops_it(runs: dict[str, str]) -> Non
     run("git", "tag", "-d", f"night/{PREVIOUS}")
     try:
         with pytest.raises(UserError, match=f"previous champion is of night {PREVIOUS}, and no tag"):
-            prune.make_plan(settings(keep=1))
+            prune.make_plan(1)
     finally:
         run("git", "tag", "-m", "x", f"night/{PREVIOUS}", commit_of)
 
@@ -195,20 +197,20 @@ def test_remotes_are_not_pruned_where_no_champion_is_known(runs: dict[str, str])
     client = MlflowClient()
     client.delete_registered_model_alias("mor-policy", "champion")
     try:
-        assert prune.make_plan(settings(keep=1)).kept
+        assert prune.make_plan(1).kept
         with pytest.raises(UserError, match="no champion"):
-            prune.make_plan(settings(keep=1), cloud=True)
+            prune.make_plan(1, cloud=True)
     finally:
         client.set_registered_model_alias("mor-policy", "champion", "3")
 
 
 def test_without_yes_it_says_what_goes_and_deletes_nothing(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    prune.prune()
+    prune.prune_nights(settings(keep=1).nightly)
     said = capsys.readouterr().out
     assert f"night {CHAMPION}  champion" in said
     assert f"tags of nights: night/{NIGHTS[1]}, night/{NIGHTS[3]}\n" in said
     assert "Nothing was deleted" in said
-    assert prune.tagged_nights() == NIGHTS
+    assert tagged_nights() == NIGHTS
     assert held(Path(".dvc/cache")) == KEPT_DATA | OLD_DATA
 
 
@@ -218,26 +220,26 @@ def test_a_night_that_was_cut_off_must_end_first(runs: dict[str, str]) -> None:
     cut_off.write_text("{}")
     try:
         with pytest.raises(UserError, match="did not end well"):
-            prune.prune(yes=True)
+            prune.prune_nights(settings(keep=1).nightly, yes=True)
     finally:
         cut_off.unlink()
-    assert prune.tagged_nights() == NIGHTS
+    assert tagged_nights() == NIGHTS
 
 
 def test_pruning_deletes_the_rest_even_after_an_interruption(folder: Path, runs: dict[str, str]) -> None:
     """Missing files and runs in the trash are what a killed prune leaves; a needed run in the trash is someone's mistake."""
-    plan, client = prune.make_plan(settings(keep=1)), MlflowClient()
+    plan, client = prune.make_plan(1), MlflowClient()
     shutil.rmtree(plan.files[0].removeprefix("file://"))
     client.delete_run(runs[NIGHTS[3]])
     client.delete_run(runs[CHAMPION])
-    again = prune.make_plan(settings(keep=1))
+    again = prune.make_plan(1)
     assert (again.versions, again.files, set(again.runs)) == (plan.versions, plan.files, set(plan.runs))
-    prune.carry_out(again, settings(keep=1))
-    assert prune.tagged_nights() == [PREVIOUS, CHAMPION, LAST]
+    prune.carry_out(again)
+    assert tagged_nights() == [PREVIOUS, CHAMPION, LAST]
     assert held(Path(".dvc/cache")) == KEPT_DATA
     assert held(folder / "remote") == KEPT_DATA | OLD_DATA
     assert Path(".dvc/cache/runs/ab/run").exists()
-    present = {r.info.run_id for r in client.search_runs([tracking.experiment()], "", ViewType.ALL)}
+    present = {r.info.run_id for r in client.search_runs([store.experiment()], "", ViewType.ALL)}
     assert {runs[name] for name in runs} & present == {runs[n] for n in (*NIGHTS[:3], LAST, "by hand")}
     assert client.get_run(runs[CHAMPION]).info.lifecycle_stage == "active"
     assert not [file for file in Path("mlruns").rglob("*") if runs[NIGHTS[3]] in file.parts and file.is_file()]
@@ -247,13 +249,12 @@ def test_pruning_deletes_the_rest_even_after_an_interruption(folder: Path, runs:
 
 
 def test_pruning_again_finds_nothing(runs: dict[str, str]) -> None:
-    plan = prune.make_plan(settings(keep=1))
+    plan = prune.make_plan(1)
     assert (plan.nights, plan.versions, plan.files, plan.runs) == ([], [], [], [])
 
 
 def test_pruned_remotes_still_give_every_state_that_stays_to_another_clone(folder: Path, runs: dict[str, str]) -> None:
-    params = settings(keep=1, git_remote="origin")
-    prune.carry_out(prune.make_plan(params, cloud=True), params, cloud=True)
+    prune.carry_out(prune.make_plan(1, cloud=True), "origin", cloud=True)
     assert held(folder / "remote") == KEPT_DATA
     clone = folder / "clone"
     run("git", "clone", "--quiet", str(folder / "origin"), str(clone))

@@ -1,4 +1,4 @@
-"""``dvc repro`` as the pipeline starts it, on a project of two stages, and a real Prefect server."""
+"""``dvc repro`` as the pipeline starts it, on a project of two stages."""
 
 from __future__ import annotations
 
@@ -10,19 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
-import psutil
 import pytest
 
-from tasks.project import dvc as execution
 from tasks.project.dvc import (
-    OWNER_VARIABLE,
     StageFailed,
     StageTimedOut,
     StageUnavailable,
-    end_leftovers,
     outdated_stages,
-    prefect_server,
     reproduce,
     run_stage,
     stage_order,
@@ -119,7 +113,7 @@ def test_a_stage_runs_then_is_unchanged_then_comes_back_from_the_cache(project: 
 
 def test_a_failure_tells_its_end_and_whether_it_is_worth_another_try(project: Path) -> None:
     run_stage("first", 60)
-    word = "import os; open(os.environ['MOR_ERROR'], 'w').write('the reason')"  # as tasks.project.runtime.main leaves it
+    word = "import os; open(os.environ['MOR_ERROR'], 'w').write('the reason')"  # as tasks.project.command_line.main leaves it
     (project / "second.py").write_text(f"{word}; print('its output'); raise SystemExit(1)")
     with pytest.raises(StageFailed, match=r"second failed: the reason; its log is .nights/second.log") as failed:
         run_stage("second", 60)
@@ -147,48 +141,3 @@ def test_progress_that_a_stage_writes_reaches_the_watcher(project: Path) -> None
     seen: list[object] = []
     run_stage("second", 60, seen.append)
     assert seen == [{"step": 1}]
-
-
-def test_leftovers_of_this_project_are_ended_and_others_are_not(project: Path) -> None:
-    def start(owner: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(["sleep", "60"], env=os.environ | {OWNER_VARIABLE: owner})
-
-    mine, other = start(str(Path.cwd())), start("/elsewhere")
-    try:
-        end_leftovers()
-        assert not psutil.pid_exists(mine.pid)
-        assert other.poll() is None
-    finally:
-        mine.wait()
-        other.kill()
-        other.wait()
-
-
-def test_server_answers_inside_the_block_and_is_gone_after(project: Path) -> None:
-    with prefect_server() as address:
-        assert os.environ["PREFECT_API_URL"] == f"{address}/api"
-        assert httpx.get(f"{address}/api/health").json() is True
-        assert httpx.get(f"{address}/api/version").status_code == 401
-        login = httpx.BasicAuth(*os.environ["PREFECT_API_AUTH_STRING"].split(":"))
-        assert httpx.get(f"{address}/api/version", auth=login).status_code == 200
-        assert httpx.post(f"{address}/api/flows/filter", auth=login, json={}).status_code == 403  # no CSRF token
-    assert not {"PREFECT_API_URL", "PREFECT_API_AUTH_STRING"} & os.environ.keys()
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{address}/api/health")
-
-
-def test_server_of_the_users_own_is_used_as_it_is(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
-    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "their:login")
-    with prefect_server() as address:
-        assert address == "http://prefect.example"
-        assert os.environ["PREFECT_API_AUTH_STRING"] == "their:login"
-        assert not (project / ".prefect").exists()
-    assert os.environ["PREFECT_API_URL"] == "http://prefect.example/api"
-
-
-def test_work_goes_on_without_a_server_that_cannot_start(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution.guard, "PREFECT", [sys.executable, "-c", "raise SystemExit(1)"])
-    with prefect_server() as address:
-        assert address is None
-        assert "PREFECT_API_URL" not in os.environ

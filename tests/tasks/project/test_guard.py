@@ -22,7 +22,8 @@ import pytest
 
 from mor.config import UserError
 from tasks.nights import demo
-from tasks.project import guard, services
+from tasks.project import guard, processes
+from tasks.project import servers as project_servers
 
 ROOT = Path(__file__).parents[3]
 FOREIGN = {"Origin": "https://evil.example"}
@@ -146,15 +147,16 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     prefect, mlflow = (f"http://127.0.0.1:{port}" for port in ports)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        patch.setattr(services, "PREFECT_UI", prefect)
-        patch.setattr(services, "MLFLOW_UI", mlflow)
-        own = [services.prefect_server(), services.mlflow_ui()]
+        patch.setattr(project_servers, "PREFECT_UI", prefect)
+        patch.setattr(project_servers, "MLFLOW_UI", mlflow)
+        own = [project_servers.supervised_prefect(), project_servers.mlflow_ui()]
         login = guard.login()
-        for name, value in (services.PREFECT | {"PREFECT_API_URL": f"{prefect}/api", guard.CLIENT_LOGIN: login}).items():
+        login_there = {"PREFECT_API_URL": f"{prefect}/api", guard.CLIENT_LOGIN: login}
+        for name, value in (project_servers.PREFECT_SETTINGS | login_there).items():
             patch.setenv(name, value)
-        with services.supervise(own):
+        with processes.supervise(own):
             for service in own:
-                services.wait_for(service)
+                project_servers.wait_for(service)
             user, _, password = login.partition(":")
             yield Servers(prefect, mlflow, httpx.BasicAuth(user, password), password, project)
         for service in own:
@@ -254,9 +256,9 @@ def test_nights_are_deployed_run_and_closed_and_the_login_stays_where_it_is(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(servers.folder)
-    services.register_deployment()
+    project_servers.register_deployment()
     seen: list[str] = []
-    with services.supervise([services.worker()]), guard.prefect_client(servers.prefect) as client:
+    with processes.supervise([project_servers.worker()]), guard.prefect_client(servers.prefect) as client:
         deployment = client.read_deployment_by_name("nightly/nightly").id
         done = client.create_flow_run_from_deployment(deployment, name="night 2026-01-01").id
 
@@ -277,7 +279,7 @@ def test_nights_are_deployed_run_and_closed_and_the_login_stays_where_it_is(
         from prefect.states import Running
 
         client.set_flow_run_state(cut_off, Running(), force=True)
-        services.close_runs()
+        project_servers.close_runs()
         assert state_of(client, cut_off) == "Crashed"
         assert state_of(client, done) == "Completed"
     assert not [line for line in seen if servers.password in line], "a command line shows the login"

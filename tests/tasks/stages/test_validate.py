@@ -17,7 +17,7 @@ from flows.validate import validate
 from mor.config import Validation, load_params
 from mor.data.checks import inspect, json_types
 from mor.data.schema import DataError, Preference, Prompt, Question, read_rows
-from tasks.project.runtime import main
+from tasks.project.command_line import main
 from tasks.stages import validate as validation
 
 # Great Expectations and what it imports warn about their own futures.

@@ -16,7 +16,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mor.config import load_params
+from mor.files import digest
 from tasks.tracking import runs as tracking
+from tasks.tracking import store
 
 ROOT = Path(__file__).parents[3]
 LOCK = """
@@ -46,16 +48,16 @@ def project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree("reports", ignore_errors=True)
     shutil.copy(ROOT / "params.yaml", folder)
     (folder / "dvc.lock").write_text(LOCK)
-    tracking.mlflow_client.cache_clear()
-    tracking._experiment.cache_clear()
+    store.mlflow_client.cache_clear()
+    store.experiment.cache_clear()
     yield folder
-    tracking.mlflow_client.cache_clear()
-    tracking._experiment.cache_clear()
+    store.mlflow_client.cache_clear()
+    store.experiment.cache_clear()
 
 
 @pytest.fixture
 def parent(monkeypatch: pytest.MonkeyPatch) -> str:
-    made = tracking.open_parent("test")
+    made = tracking.open_parent("test", load_params())
     monkeypatch.setenv(tracking.PARENT_VARIABLE, made)
     return made
 
@@ -113,7 +115,7 @@ def test_runs_tell_commit_dirt_lock_seed_and_router(parent: str) -> None:
 
 
 def test_failed_stage_is_marked_keeps_its_metrics_and_writes_no_stage_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "_execution", lambda: "failing")
+    monkeypatch.setattr(tracking, "execution_name", lambda: "failing")
     with pytest.raises(ValueError, match="boom"), tracking.stage_run("router", {}) as run:  # noqa: PT012
         run.metrics({"loss": 2.0})
         raise ValueError("boom")
@@ -129,7 +131,7 @@ def test_failed_stage_is_marked_keeps_its_metrics_and_writes_no_stage_file(monke
 def test_stages_of_one_execution_share_its_parent_and_another_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     parents = []
     for execution in ("7@1.00", "7@1.00", "7@2.00"):  # the same process number at another time is another process
-        monkeypatch.setattr(tracking, "_execution", lambda execution=execution: execution)
+        monkeypatch.setattr(tracking, "execution_name", lambda execution=execution: execution)
         with tracking.stage_run("validate", {}) as run:
             parents.append(run.parent_id)
     assert parents[0] == parents[1] != parents[2]
@@ -137,7 +139,7 @@ def test_stages_of_one_execution_share_its_parent_and_another_gets_its_own(monke
 
 
 def test_execution_is_the_dvc_process_above(tmp_path: Path) -> None:
-    ask = "from tasks import tracking; print(tracking._execution())"
+    ask = "from tasks.tracking.runs import execution_name; print(execution_name())"
     code = f"import os, subprocess, sys; print(os.getpid(), flush=True); subprocess.run([sys.executable, '-c', {ask!r}])"
     (tmp_path / "dvc").write_text(code)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -152,8 +154,8 @@ def test_skipped_stages_of_present_clients_get_one_cached_run_each(parent: str) 
     mean = {"value": 0.5, "low": 0.4, "high": 0.6}
     metrics = {"models": {"base": {"accuracy": {"mean": mean}}}, "settings": {"router": "uniform"}}
     Path("reports/metrics.json").write_text(json.dumps(metrics))
-    assert tracking.reconcile(parent) == ["reward@documents"]
-    assert tracking.reconcile(parent) == []
+    assert tracking.reconcile(parent, load_params()) == ["reward@documents"]
+    assert tracking.reconcile(parent, load_params()) == []
     found = children(parent)
     assert set(found) == {"validate", "reward_documents"}
     skipped = found["reward_documents"].data
@@ -172,15 +174,15 @@ def test_a_stage_that_was_killed_before_does_not_count_as_run(parent: str) -> No
     for name, status in {"validate": "FAILED", "reward_documents": "RUNNING"}.items():
         tags = {"mlflow.parentRunId": parent, "mor.stage": name, "mor.process": "0@0.00"}
         client.update_run(client.create_run(experiment, tags=tags, run_name=name).info.run_id, status=status)
-    assert set(tracking.reconcile(parent)) == {"validate", "reward@documents"}
+    assert set(tracking.reconcile(parent, load_params())) == {"validate", "reward@documents"}
 
 
 def test_parent_keeps_the_data_versions_of_present_clients_and_the_results(parent: str) -> None:
     Path("reports").mkdir()
     Path("reports/metrics.json").write_text('{"router": {"accuracy": 1.0}}')
     Path("reports/evaluation.json").write_text("{}")
-    tracking.reconcile(parent)
-    tracking.reconcile(parent)
+    tracking.reconcile(parent, load_params())
+    tracking.reconcile(parent, load_params())
     params = MlflowClient().get_run(parent).data.params
     assert {k: v for k, v in params.items() if k.startswith("data.")} == {"data.documents": "5e6f7a8b", "data.eval": "0a1b2c3d"}
     kept = {file.path for file in MlflowClient().list_artifacts(parent, "results")}
@@ -205,7 +207,7 @@ def test_parent_holds_the_settings_that_results_depend_on_and_no_others(parent: 
 
 def test_a_night_is_found_by_its_execution_and_bears_its_tags() -> None:
     assert tracking.find_parent("night 2026-01-02") is None
-    made = tracking.open_parent("night 2026-01-02", "night 2026-01-02", {"mor.night": "2026-01-02"})
+    made = tracking.open_parent("night 2026-01-02", load_params(), "night 2026-01-02", {"mor.night": "2026-01-02"})
     run = MlflowClient().get_run(tracking.find_parent("night 2026-01-02"))
     assert run.info.run_id == made
     assert (run.info.run_name, run.data.tags["mor.night"]) == ("night 2026-01-02", "2026-01-02")
@@ -241,7 +243,7 @@ def test_dataset_is_recorded_with_its_digest_and_rows(parent: str) -> None:
     with tracking.stage_run("reward@scenes", {}) as run:
         run.dataset("scenes.preferences", file, 1, "training")
     (entry,) = MlflowClient().get_run(run.run_id).inputs.dataset_inputs
-    assert entry.dataset.digest == tracking.digest(file)
+    assert entry.dataset.digest == digest(file)
     assert json.loads(entry.dataset.profile) == {"num_rows": 1}
     assert {tag.key: tag.value for tag in entry.tags} == {"mlflow.data.context": "training"}
 
@@ -254,16 +256,6 @@ def test_artifacts_keep_a_folder_under_its_own_name(parent: str) -> None:
         run.artifact(Path("params.yaml"), "settings")
     kept = {file.path for top in ("plots", "settings") for file in MlflowClient().list_artifacts(run.run_id, top)}
     assert kept == {"plots/a.txt", "settings/params.yaml"}
-
-
-def test_digest_of_a_folder_follows_content_and_names_but_not_place(tmp_path: Path) -> None:
-    for name, content in {"a/x": "1", "b/x": "1", "c/x": "2", "d/y": "1"}.items():
-        file = tmp_path / name
-        file.parent.mkdir()
-        file.write_text(content)
-    a, b, c, d = (tracking.digest(tmp_path / name) for name in "abcd")
-    assert a == b
-    assert len({a, c, d}) == 3
 
 
 def test_runs_lie_where_a_bare_mlflow_ui_looks(folder: Path, parent: str) -> None:

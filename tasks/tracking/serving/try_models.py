@@ -1,4 +1,4 @@
-"""Load registered models and ask them: ``python -I trial.py job.json result.json``, in a process of its own.
+"""Load registered models and ask them: ``python -I try_models.py job.json result.json``, in a process of its own.
 
 It imports nothing of the project, so that each model runs on the code that was packed with it. ``job.json`` maps a label to
 the model's ``uri`` and the ``rows`` to ask; ``result.json`` maps it to ``rows``, or to ``trouble``: one line, without what
@@ -19,7 +19,7 @@ from mlflow import pyfunc
 LENGTH = 200  # characters of an error that are passed on
 
 
-def ask(uri: str, rows: list[dict[str, str]]) -> dict[str, Any]:
+def try_model(uri: str, rows: list[dict[str, str]]) -> dict[str, Any]:
     """What the model says to ``rows``, or its trouble."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "mor"]:
         del sys.modules[name]  # the model before brought its own
@@ -38,4 +38,4 @@ def ask(uri: str, rows: list[dict[str, str]]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     job, result = map(Path, sys.argv[1:])
-    result.write_text(json.dumps({label: ask(**given) for label, given in json.loads(job.read_text()).items()}))
+    result.write_text(json.dumps({label: try_model(**given) for label, given in json.loads(job.read_text()).items()}))

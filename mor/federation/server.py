@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -25,7 +25,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Federation:
+class Server:
     """``base`` is a model folder or ``org/name@revision``; ``features`` (N, F) are its states of the N ``prompts``.
 
     ``owners`` says whose prompts a category is, which the oracle router is told. All clients write into one ``ledger``.
@@ -42,10 +42,6 @@ class Federation:
     @property
     def names(self) -> list[str]:
         return [client.name for client in self.clients]
-
-    def with_settings(self, settings: Settings) -> Federation:
-        """The same federation, aligned otherwise."""
-        return replace(self, settings=settings)
 
     def load_base(self) -> Vlm:
         """The base, read from disk once more: it is needed now and then, and is large."""

@@ -1,0 +1,142 @@
+"""What the benchmark is to show, and whether it was measured so: every claim with its bar, from ``benchmarks.results``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from benchmarks.catalogue import AVERAGING_A, AVERAGING_B, DEFAULT, METHODS, MOR, find_method
+from benchmarks.results import CONFIDENCE, MEAN, WORST, Entry, Results
+from mor.config import HELD_OUT
+from mor.evaluation.statistics import Estimate, Interval
+from mor.text import words
+
+MISSING = "not measured"
+
+
+def three_digits(x: float) -> str:
+    """A share: ``0.5`` -> ``0.500``."""
+    return f"{x:.3f}"
+
+
+def signed(x: float) -> str:
+    """A difference of shares with its sign: ``-0.031`` -> ``−0.031``."""
+    return f"{round(x, 3) + 0.0:+.3f}".replace("-", "−")  # no negative zero
+
+
+def two_digits(x: float) -> str:
+    """A number of nats: ``0.5`` -> ``0.50``."""
+    return f"{x:.2f}"
+
+
+def times(x: float) -> str:
+    """A ratio: ``125.0`` -> ``125×``."""
+    return f"{x:.3g}×"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and what was measured: ``bar`` is the least value that meets it, None where there is none to meet.
+
+    With ``apart`` the two methods' own intervals must not overlap; ``overlap`` says whether they do.
+    """
+
+    text: str
+    bar: float | None
+    measured: Interval | None
+    apart: bool = False
+    overlap: bool = False
+    show: Callable[[float], str] = signed
+
+    @property
+    def verdict(self) -> str:
+        """``met``, ``missed``, ``reported`` (no bar) or ``not measured``."""
+        if self.measured is None:
+            return MISSING
+        if self.bar is None:
+            return "reported"
+        return "met" if self.measured.value >= self.bar - 1e-9 and not (self.apart and self.overlap) else "missed"
+
+    @property
+    def remark(self) -> str:
+        """What the verdict does not say: why it was missed, or that it is not certain."""
+        if self.measured is None or self.bar is None:
+            return ""
+        if self.apart and self.overlap:
+            return "the intervals overlap"
+        reaches = self.measured.low < self.bar <= self.measured.high
+        return "the interval reaches across the bar" if reaches else ""
+
+
+def best_router(results: Results) -> Entry:
+    """The best of the MoR routers in the default setting, chosen with hindsight; ``mor`` if there is none."""
+    return results.best(entry for entry in results.entries(DEFAULT) if find_method(entry.method).group == MOR) or Entry(
+        DEFAULT, "mor"
+    )
+
+
+def check_claims(results: Results, weak: Collection[str] = ()) -> list[Claim]:
+    """What the benchmark is to show, of the best router.
+
+    ``weak`` names the weak clients of the setting of that name, which may lose; if it names none, no client may.
+    """
+    best = best_router(results)
+    name = find_method(best.method).label
+    entries = {method: Entry(DEFAULT, method) for method in METHODS}
+
+    def minus(other: str, bar: float | None, quantity: str = MEAN, apart: bool = False) -> Claim:
+        text = f"{_SAY[quantity]}: {name} minus {find_method(other).label}"
+        return _claim(text, results.paired(best, entries[other], quantity), bar, apart=apart)
+
+    def ratio(other: str, bar: float) -> Claim:
+        text = f"{_SAY[MEAN]}: {name} as a share of {find_method(other).label}"
+        return _claim(text, results.paired(best, entries[other], MEAN), bar, three_digits)
+
+    a, b = ([m for m, known in METHODS.items() if known.group == group] for group in (AVERAGING_A, AVERAGING_B))
+    found = [minus(m, 0.15, apart=True) for m in ("uniform", "min", "median", "static", "random")]
+    found += [minus("variance", None), *(minus(m, 0.10, apart=True) for m in b), *(minus(m, None) for m in a)]
+    found += [ratio("centralised", 0.95), ratio("oracle", 0.95)]
+    found += [minus(m, 0.0, WORST, apart=True) for m in b]
+    found += [minus("base", 0.0, f"preference.{HELD_OUT}"), minus("uniform", 0.0, f"preference.{HELD_OUT}", apart=True)]
+    for method in a:
+        text = f"uplink bytes a client: {find_method(method).label} over {name}"
+        found.append(_claim(text, results.paired(entries[method], best, "up_bytes.mean"), 100, times))
+        text = f"mean preference at those bytes: {name} minus {find_method(method).label}"
+        found.append(_claim(text, results.paired(best, entries[method], MEAN), 0.0))
+    return found + _robust(results, weak)
+
+
+_SAY = {MEAN: "mean preference", WORST: "worst client", f"preference.{HELD_OUT}": "held-out preference"}
+
+
+def _robust(results: Results, weak: Collection[str]) -> list[Claim]:
+    """What MoR loses in a setting against the default, the same router in both."""
+
+    def change(setting: str, quantity: str, say: str, most: float) -> Claim:
+        pair = results.paired(Entry(setting, "mor"), Entry(DEFAULT, "mor"), quantity)
+        return _claim(f"{setting} minus default: MoR, {say}", pair, -most)
+
+    spared = [client for client in results.clients("weak") if client not in weak]
+    return [
+        change("hostile", MEAN, "mean preference", 0.03),
+        change("inflated", MEAN, "mean preference", 0.01),
+        *(change("weak", f"preference.{client}", f"preference of {words(client)}", 0.01) for client in spared),
+        *([] if spared else [Claim("weak minus default: MoR, preference of each client that is not weak", -0.01, None)]),
+    ]
+
+
+def _claim(
+    text: str,
+    pair: tuple[Estimate, Estimate] | None,
+    bar: float | None,
+    show: Callable[[float], str] = signed,
+    *,
+    apart: bool = False,
+) -> Claim:
+    """The difference of ``pair``, or its ratio where no sign is shown; ``apart``: their intervals must not overlap."""
+    if pair is None or (show is not signed and not pair[1].draws.all()):
+        return Claim(text, bar, None, apart)
+    first, second = pair
+    overlap = first.interval(CONFIDENCE).low <= second.interval(CONFIDENCE).high
+    measured = first - second if show is signed else Estimate(first.value / second.value, first.draws / second.draws)
+    return Claim(text, bar, measured.interval(CONFIDENCE), apart, overlap, show)

@@ -1,0 +1,51 @@
+"""Settings of a run of the benchmark: those of ``params.yaml`` with the changes of a federation and of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.catalogue import Federation, Recipe
+from mor.config import Params, parse_params
+
+
+def with_changes(params: Params, changes: Mapping[str, Any]) -> Params:
+    """``params`` with other values for dotted names, validated again; raises ``ConfigError`` as those of a file."""
+    values = params.model_dump(exclude_none=True)
+    for name, value in changes.items():
+        *sections, last = name.split(".")
+        section = values
+        for part in sections:
+            section = section[part]
+        section[last] = value
+    return parse_params(values, "benchmark")
+
+
+def federation_params(params: Params, federation: Federation, seed: int) -> Params:
+    """Settings that all methods of a federation share: its clients with their backbones, and its changes."""
+    clients = {
+        name: {"backbone": federation.backbones.get(name, federation.backbone or client.backbone)}
+        for name, client in params.clients.items()
+    } | {name: {"backbone": params.base} for name in federation.extra}
+    return with_changes(params, {**federation.changes, "seed": seed, "clients": clients})
+
+
+def method_params(shared: Params, recipe: Recipe, factor: float) -> Params:
+    """Settings of one method's run; ``factor`` multiplies its learning rate."""
+    changes = dict(recipe.changes)
+    if recipe.clients is not None:
+        clients = shared.model_dump(exclude_none=True)["clients"]
+        changes["clients"] = {name: clients.get(name, {"backbone": shared.base}) for name in recipe.clients}
+    averaging = recipe.objective in ("sft", "dpo")
+    name = "benchmark.averaging.learning_rate" if averaging else "grpo.learning_rate"
+    rate = shared.benchmark.averaging.learning_rate if averaging else shared.grpo.learning_rate
+    return with_changes(shared, changes | {name: rate * factor})
+
+
+def start_model(params: Params, recipe: Recipe) -> str:
+    """The model that a method starts from: the base, or of the clients' backbones the one with the fewest bytes of weights."""
+    if not recipe.smallest:
+        return params.base
+    sizes = {c.backbone: sum(p.stat().st_size for p in Path(c.backbone).glob("*.safetensors")) for c in params.clients.values()}
+    return min(sizes, key=sizes.__getitem__)
