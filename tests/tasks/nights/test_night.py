@@ -14,6 +14,7 @@ import yaml
 
 from flows import nightly
 from mor.config import Params, UserError, load_params
+from mor.evaluation.gate import Verdict
 from tasks.nights import git as versions
 from tasks.nights.demo import kill_times
 from tasks.nights.journal import CURRENT, NightState, begin, new_name, night_lock
@@ -68,6 +69,25 @@ def test_what_a_failed_night_left_undone_is_the_next_ones_work(project: Path, mo
         nightly.run_night("2026-01-02")
     following = begin("2026-01-03", "UTC")
     assert (following.name, following.work) == ("2026-01-03", True)
+
+
+def test_a_night_takes_its_steps_in_order_and_leaves_no_journal(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    answers = {"ingest": [], "try": Verdict([])}  # nothing was delivered; a verdict without checks has passed
+
+    def step(name: str, *rest: object, retry: object = None) -> object:
+        taken.append(name)
+        return answers.get(name)
+
+    monkeypatch.setattr("tasks.nights.steps.step", step)
+    monkeypatch.setattr("tasks.nights.steps.stage_step", lambda stage, *rest: taken.append(f"stage {stage}"))
+    monkeypatch.setattr("tasks.project.dvc.outdated_stages", lambda: ["align"])
+    monkeypatch.setattr("tasks.project.dvc.stage_order", lambda: ["align", "evaluate"])
+    monkeypatch.setattr("tasks.nights.record._run_of", lambda night: "run")
+    night = nightly.run_night("2026-01-02")
+    made = ["stage align", "stage evaluate", "record", "register", "gate", "try", "promote"]
+    assert taken == ["settle", "ingest", "version", *made, "report", "keep", "push"]
+    assert (night.ending, night.work, CURRENT.exists()) == ("Promoted", True, False)
 
 
 def test_nights_of_one_day_are_numbered(project: Path) -> None:
