@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from jinja2 import UndefinedError
 
-from tasks.reports.html import markdown_to_html, render_page, write_page
+from tasks.reports.html import markdown_to_html, render_page
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -40,12 +40,6 @@ def test_markup_in_data_is_text_through_every_macro_and_what_hides_is_spelled_ou
 def test_a_name_that_the_page_was_not_given_is_an_error(template: Path) -> None:
     with pytest.raises(UndefinedError):
         render_page(template, text="", png=b"", ask=True)
-
-
-def test_a_page_is_written_whole_and_leaves_nothing_half_written(tmp_path: Path) -> None:
-    write_page(tmp_path / "deep" / "a.html", "ä")
-    assert (tmp_path / "deep" / "a.html").read_text(encoding="utf-8") == "ä"
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.html"]
 
 
 def test_markdown_keeps_tables_and_escapes_html() -> None:
