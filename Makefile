@@ -1,17 +1,18 @@
-# One command each: `make run` runs the pipeline, `make test` runs every check. The environment is made on first use.
+# `make run` runs the pipeline, `make test` runs every check; the environment is made on first use. The rest is the command `mor`.
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 INSTALLED := .venv/installed
+MOR := $(BIN)/mor
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .PHONY: run test benchmark nightly nights-demo diff rollback pin prune zoo ui clean
 .DEFAULT_GOAL := run
 
-run: $(INSTALLED)  ## bring every stage up to date and show the results; ARGS go to `dvc repro`
-	@$(BIN)/python -m flows.pipeline $(ARGS)
+run: $(MOR)  ## bring every stage up to date and show the results; ARGS go to `dvc repro`
+	@$(MOR) run $(ARGS)
 
 test: $(INSTALLED)  ## every check, the fastest first
 	$(BIN)/ruff check .
@@ -20,33 +21,17 @@ test: $(INSTALLED)  ## every check, the fastest first
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-benchmark: $(INSTALLED)  ## MoR against other methods, five seeds; ARGS=--quick for one
-	$(BIN)/python -m flows.benchmark $(ARGS)
+benchmark nights-demo rollback prune: $(MOR)  ## `mor --help` says what they do
+	@$(MOR) $@ $(ARGS)
 
-nightly: $(INSTALLED)  ## Prefect server, MLflow's UI, a worker and the schedule of params.yaml, until Ctrl-C
-	@trap : INT TERM; $(BIN)/python -m flows.schedule
+diff: $(MOR)  ## two runs or nights, A=<run> B=<run>
+	@$(MOR) diff $(A) $(B)
 
-nights-demo: $(INSTALLED)  ## simulated nights, and how each ended; ARGS="--kills 20" kills them at random moments
-	@$(BIN)/python -m flows.nights_demo $(ARGS)
+pin: $(MOR)  ## the champion, or VERSION=<number or night>
+	@$(MOR) pin $(VERSION)
 
-diff: $(INSTALLED)  ## what differs between two runs or nights: A=<run> B=<run>, or the last two nights
-	@$(BIN)/python -m flows.diff $(A) $(B)
-
-rollback: $(INSTALLED)  ## the champion before serves again
-	@$(BIN)/python -m flows.rollback
-
-pin: $(INSTALLED)  ## the champion, or VERSION=<number or night>, is what nights together may lose little against
-	@$(BIN)/python -m flows.pin $(VERSION)
-
-prune: $(INSTALLED)  ## what neither champions nor the last nights need; ARGS=--yes deletes it
-	@$(BIN)/python -m flows.prune $(ARGS)
-
-zoo: $(INSTALLED)  ## train the tiny models again, whose weights are in git
-	@trap : INT TERM; sed -i.frozen 's/^    frozen: true/    frozen: false/' dvc.yaml; \
-		$(BIN)/dvc repro zoo; code=$$?; mv dvc.yaml.frozen dvc.yaml; exit $$code  # `dvc freeze` would drop the layout
-
-ui: $(INSTALLED)  ## the runs, in a browser; it asks for the login of .prefect/login
-	@trap : INT TERM; $(BIN)/python -m flows.ui $(ARGS)
+nightly ui zoo: $(MOR)  ## until Ctrl-C, which make leaves to them
+	@trap : INT TERM; $(MOR) $@ $(ARGS)
 
 clean:  ## remove what runs have made, the servers' login too, but neither your data in data/ nor the environment
 	rm -rf models/rewards models/router models/policy reports .checkpoints .prefect mlruns mlflow.db dvc_plots
@@ -60,3 +45,10 @@ $(INSTALLED): requirements.lock
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@touch $@
+
+$(MOR): Makefile $(INSTALLED)  # no installed package: the code is always that of the folder where `mor` is called
+	@{ echo '#!/bin/sh'; \
+		echo 'test -f params.yaml -a -f flows/cli.py || {'; \
+		echo '	echo "mor: no params.yaml and flows/ here: run it in the folder of the project, such as $(CURDIR)" >&2; exit 1; }'; \
+		echo 'exec "$(CURDIR)/$(BIN)/python" -m flows.cli "$$@"'; } > $@
+	@chmod +x $@

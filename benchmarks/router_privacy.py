@@ -1,4 +1,4 @@
-"""How rightly the router routes by how private the clients' means are; after `make run`, on its data.
+"""How rightly the router routes by how private the clients' means are; after `mor run`, on its data.
 
 Prints the share of the clients' evaluation questions whose owner has the largest weight, and the owner's mean weight, over
 several draws of the noise: by components of the basis, by the number of a client's prompts, by epsilon. Trains nothing.

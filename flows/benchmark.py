@@ -1,4 +1,4 @@
-"""MoR against what one would do instead (`make benchmark`).
+"""MoR against what one would do instead.
 
 Without options the headline: every seed of `params.yaml` and the methods of the headline table. What was measured
 before is not measured again; an interrupted comparison goes on where it stopped.
@@ -6,15 +6,15 @@ before is not measured again; an interrupted comparison goes on where it stopped
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from benchmarks.catalogue import DEFAULT, federations, headline_methods, recipes
 from mor.config import ConfigError, Params, load_params
-from tasks.project import command_line, paths
+from tasks.project import paths
 
 if TYPE_CHECKING:
     from benchmarks.plan import Case
@@ -36,6 +36,19 @@ def spread(words: Sequence[str], options: Collection[str] = SEVERAL) -> list[str
         else:
             spelt.append(word)
     return spelt
+
+
+class SeveralValues(TyperCommand):
+    """A command whose options may take several values, which Typer itself does not know."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the words as ``spread`` spells them."""
+        return super().parse_args(ctx, spread(args))
+
+
+def command_settings() -> dict[str, Any]:
+    """For the command line: several values an option, and the names of methods and settings below the help."""
+    return {"cls": SeveralValues, "epilog": names()}
 
 
 def benchmark(
@@ -89,7 +102,3 @@ def names() -> str:
     except ConfigError as error:
         return str(error)
     return f"Methods: {', '.join(there[0])}.\n\nSettings: {', '.join(there[1])}."
-
-
-if __name__ == "__main__":
-    command_line.command(benchmark, spread(sys.argv[1:]), epilog=names())

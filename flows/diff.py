@@ -1,4 +1,4 @@
-"""How two runs differ (`make diff A=... B=...`): settings, data, metrics, answers that changed.
+"""How two runs differ: settings, data, metrics, answers that changed.
 
 A and B are nights (2026-01-02), ids of MLflow runs or their beginnings, or names of runs. Without them: the last two nights.
 With one: that night and the one before it.
@@ -10,8 +10,6 @@ from typing import Annotated
 
 import typer
 
-from tasks.project import command_line
-
 
 def diff(
     a: Annotated[str | None, typer.Argument(metavar="A", help="the older run", show_default=False)] = None,
@@ -21,7 +19,3 @@ def diff(
     from tasks.reports.diff import compare_runs
 
     compare_runs(a, b)
-
-
-if __name__ == "__main__":
-    command_line.command(diff)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from mor.config import load_params
 from mor.text import printable
-from tasks.project import command_line, paths
+from tasks.project import paths
 
 if TYPE_CHECKING:
     from tasks.nights.deliveries import Delivery
@@ -72,7 +72,3 @@ def show(waits: list[str], held: list[Delivery]) -> None:
         cells = (f"{delivery.client}/{delivery.name}", delivery.night, *counts, "\n".join(delivery.reasons))
         table.add_row(*(Text(printable(cell, None, lines=True)) for cell in cells))
     console.print(table)
-
-
-if __name__ == "__main__":
-    command_line.command(run)

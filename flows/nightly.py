@@ -1,4 +1,4 @@
-"""One night (`make nightly` schedules it): what clients delivered is taken in, what is out of date trained, judged and kept.
+"""One night (`mor nightly` schedules it): what clients delivered is taken in, what is out of date trained, judged and kept.
 
 A night that was killed goes on where it stopped when it is run again. Its name becomes a git tag, a file's and an MLflow run's.
 
@@ -22,7 +22,7 @@ import typer
 
 from mor.config import Params, UserError, load_params
 from mor.text import public_message
-from tasks.project import command_line, decorators, paths
+from tasks.project import decorators, paths
 
 if TYPE_CHECKING:
     from tasks.nights.journal import NightState
@@ -194,7 +194,3 @@ def run(
             decorators.flow(**OPTIONS)(_night)(night)
         except StageFailed:
             sys.exit(1)  # the night has said why
-
-
-if __name__ == "__main__":
-    command_line.command(run)

@@ -1,4 +1,4 @@
-"""Simulated nights: `make nights-demo`. With `--kills 20` a second series is killed so often, and must end the same."""
+"""Simulated nights. With `--kills 20` a second series is killed so often, and must end the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from mor.config import UserError
-from tasks.project import command_line
 
 if TYPE_CHECKING:
     from tasks.nights.demo import SimulatedNight
@@ -102,7 +101,3 @@ def nights(
     if different:
         raise UserError(f"The series differ in {', '.join(sorted(different))}: compare {DEMO}/calm.json and killed.json")
     console.print("[green]The kills changed nothing:[/] data, archive, models, metrics, commits and registry are equal.")
-
-
-if __name__ == "__main__":
-    command_line.command(nights)

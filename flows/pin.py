@@ -1,4 +1,4 @@
-"""Pin the baseline that nights together may lose little against (`make pin`).
+"""Pin the baseline that nights together may lose little against.
 
 Without an argument it is the present champion. Whoever runs it approves of that version; MLflow's registry keeps who and when.
 """
@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-
-from tasks.project import command_line
 
 
 def pin(
@@ -29,7 +27,3 @@ def pin(
         "by more than gate.total_margin.",
         highlight=False,
     )
-
-
-if __name__ == "__main__":
-    command_line.command(pin)

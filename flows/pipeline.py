@@ -1,4 +1,4 @@
-"""The whole chain (`make run`). Arguments go to `dvc repro`, such as `--force validate`.
+"""The whole chain. Further words go to `dvc repro`, such as `--force validate`.
 
 DVC decides what runs. Around it go one Prefect server, in which every stage shows up, and one MLflow parent run. When
 nothing is out of date neither is started: only the table of the last results is shown.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,7 +18,11 @@ from mor.config import load_params
 from tasks.project import command_line, decorators
 
 console = Console(stderr=True)
-FOR_DVC = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}  # what is not ours to refuse
+
+
+def command_settings() -> dict[str, Any]:
+    """For the command line: options that it does not know are DVC's to refuse."""
+    return {"context_settings": {"ignore_unknown_options": True}}
 
 
 def pipeline(arguments: Sequence[str] = ()) -> None:
@@ -80,7 +84,3 @@ def run(
         pipeline(arguments or [])
     except StageFailed as failure:
         sys.exit(failure.code)
-
-
-if __name__ == "__main__":
-    command_line.command(run, context_settings=FOR_DVC)

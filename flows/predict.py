@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 
 from mor.text import printable
-from tasks.project import command_line
 
 BAR = 30  # characters of a weight of 1
 
@@ -25,7 +24,3 @@ def predict(image: Annotated[Path, typer.Option()], prompt: Annotated[str, typer
     width = max(map(len, weights))
     for client, weight in sorted(weights.items(), key=lambda item: -item[1]):
         console.print(f"  {client:<{width}}  {100 * weight:5.1f} %  {'█' * round(BAR * weight)}", highlight=False)
-
-
-if __name__ == "__main__":
-    command_line.command(predict)

@@ -1,4 +1,4 @@
-"""Delete what neither champions nor the last nights need (`make prune`). Without options it only says what would go."""
+"""Delete what neither champions nor the last nights need. Without options it only says what would go."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mor.config import load_params
-from tasks.project import command_line, paths
+from tasks.project import paths
 
 
 def prune(
@@ -18,7 +18,3 @@ def prune(
     from tasks.nights.prune import prune_nights
 
     prune_nights(load_params(paths.PARAMS).nightly, yes, cloud)
-
-
-if __name__ == "__main__":
-    command_line.command(prune)

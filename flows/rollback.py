@@ -1,10 +1,8 @@
-"""The champion before serves again (`make rollback`)."""
+"""The champion before serves again, with its reward models."""
 
 from __future__ import annotations
 
 from rich.console import Console
-
-from tasks.project import command_line
 
 
 def rollback() -> None:
@@ -18,7 +16,3 @@ def rollback() -> None:
         f"`git checkout night/{now.night}` shows those that made it.",
         highlight=False,
     )
-
-
-if __name__ == "__main__":
-    command_line.command(rollback)

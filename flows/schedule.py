@@ -1,4 +1,4 @@
-"""Every night by itself (`make nightly`). Ctrl-C ends it and all that it started.
+"""Every night by itself. Ctrl-C ends it and all that it started.
 
 A Prefect server (unless `PREFECT_API_URL` names one), MLflow's UI (unless `MLFLOW_TRACKING_URI` is a server's), the
 deployment of `prefect.yaml` and a worker; whatever of these ends is started again. Both ask for the login of `.prefect/login`.
@@ -51,7 +51,3 @@ def schedule() -> None:
                     console.print(f"Login:   {guard.login_hint()}", highlight=False)
                 console.print(f"Nights:  {nightly.cron} ({nightly.timezone}); Ctrl-C ends it", highlight=False)
                 threading.Event().wait()
-
-
-if __name__ == "__main__":
-    command_line.command(schedule)

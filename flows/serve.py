@@ -1,11 +1,13 @@
 """A client's scoring service, until Ctrl-C. Its bearer token is `MOR_TOKEN_<CLIENT>`."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tasks.project import command_line
+from tasks.project import command_line, decorators
 
 
 def serve(
@@ -17,10 +19,11 @@ def serve(
 ) -> None:
     """Answer with scores, comparisons, one noised mean and shared anchors; nothing else leaves the client."""
     command_line.known_client(client)
+    decorators.flow(name="serve")(answer)(client, host, port, certificate, key)
+
+
+def answer(client: str, host: str, port: int, certificate: Path, key: Path) -> None:
+    """Serve until Ctrl-C."""
     from tasks.project.clients import serve_client
 
     serve_client(client, host, port, str(certificate), str(key))
-
-
-if __name__ == "__main__":
-    command_line.stage(serve)

@@ -1,4 +1,4 @@
-"""The runs, in a browser (`make ui`): MLflow's UI on this machine, behind the login of `.prefect/login`. Ctrl-C ends it."""
+"""The runs, in a browser: MLflow's UI on this machine, behind the login of `.prefect/login`. Ctrl-C ends it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 
 from mor.config import UserError
-from tasks.project import command_line
 
 console = Console(stderr=True, soft_wrap=True)
 
@@ -28,7 +27,3 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
         console.print(f"MLflow: http://127.0.0.1:{port}", highlight=False)
         console.print(f"Login:  {guard.login_hint()}", highlight=False)
         threading.Event().wait()
-
-
-if __name__ == "__main__":
-    command_line.command(ui)

@@ -1,4 +1,4 @@
-"""Stage ``zoo``: train the tiny models from scratch (frozen in ``dvc.yaml``; `make zoo` thaws it)."""
+"""Stage ``zoo``: train the tiny models from scratch (frozen in ``dvc.yaml``; `mor zoo` thaws it)."""
 
 from mor.config import load_params
 from tasks.project import command_line

@@ -92,7 +92,7 @@ class Section(BaseModel):
 class Client(Section):
     """One client: its private folder is ``data/clients/<name>``; its backbone is a model folder or ``org/name@revision``.
 
-    With ``url`` it is asked over HTTPS (``python -m flows.serve <name>`` runs its service) and not in this process.
+    With ``url`` it is asked over HTTPS (``mor serve <name>`` runs its service) and not in this process.
     ``shared_anchors`` are ids of its pairs that the server may see (router kinds preferences and static); its own side decides.
     """
 
@@ -251,7 +251,7 @@ class Nightly(Section):
     time_limits: dict[str, Positive]  # other limits, by stage
     push: bool  # data, models and the run cache to the DVC remote; commits and tags to git_remote
     git_remote: Address  # empty for none
-    keep_nights: Annotated[int, Field(ge=0)]  # that `make prune` keeps beside what champions need
+    keep_nights: Annotated[int, Field(ge=0)]  # that `mor prune` keeps beside what champions need
 
 
 class Drift(Section):

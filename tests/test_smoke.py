@@ -92,7 +92,7 @@ def test_mlflow_holds_one_parent_with_a_child_for_every_stage(project: Path) -> 
 
 def test_a_second_run_does_nothing_and_shows_the_table(project: Path) -> None:
     before = (project / "dvc.lock").read_text()
-    shown = run(project, sys.executable, "-m", "flows.pipeline")
+    shown = run(project, sys.executable, "-m", "flows.cli", "run")
     assert (project / "dvc.lock").read_text() == before
     assert "documents" in shown
     assert "reports/report.html" in shown
@@ -121,7 +121,7 @@ def test_killed_in_the_middle_of_a_round_it_resumes_to_the_same_policy(project: 
 def test_a_night_promotes_the_first_candidate_and_the_next_has_nothing_to_do(project: Path) -> None:
     from mlflow import MlflowClient
 
-    run(project, sys.executable, "-m", "flows.nightly", "2026-01-01")
+    run(project, sys.executable, "-m", "flows.cli", "night", "2026-01-01")
     registry = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
     night = json.loads((project / "reports/night.json").read_text())
     served = "champion" if night["ending"] == "Promoted" else "candidate"  # 6 steps of GRPO may well fail the gate
@@ -130,13 +130,13 @@ def test_a_night_promotes_the_first_candidate_and_the_next_has_nothing_to_do(pro
     assert night["verdict"]["checks"]
     assert "night/2026-01-01" in run(project, "git", "tag", "--list")
     if served == "champion":
-        run(project, sys.executable, "-m", "flows.nightly", "2026-01-02")
+        run(project, sys.executable, "-m", "flows.cli", "night", "2026-01-02")
         assert "night/2026-01-02" not in run(project, "git", "tag", "--list")
 
 
 def test_the_benchmark_compares_methods_and_measures_nothing_twice(project: Path) -> None:
     asked = ["--quick", "--methods", "base", "mor_top1", "fedavg_sft_b"]
-    shown = run(project, sys.executable, "-m", "flows.benchmark", *asked)
+    shown = run(project, sys.executable, "-m", "flows.cli", "benchmark", *asked)
     assert "FedAvg-SFT (b)" in shown
     results = (project / "benchmarks/results/benchmark.csv").read_text()
     published = {row["key"] for row in csv.DictReader((ROOT / "benchmarks/results/benchmark.csv").read_text().splitlines())}
@@ -145,5 +145,5 @@ def test_the_benchmark_compares_methods_and_measures_nothing_twice(project: Path
     up = {row["method"]: float(row["value"]) for row in rows if (row["measure"], row["suite"]) == ("up_bytes", "scenes")}
     assert up["base"] == 0 < up["mor_top1"] < up["fedavg_sft_b"]
     assert "data:image/png;base64" in (project / "reports/benchmark.html").read_text()
-    run(project, sys.executable, "-m", "flows.benchmark", *asked)
+    run(project, sys.executable, "-m", "flows.cli", "benchmark", *asked)
     assert (project / "benchmarks/results/benchmark.csv").read_text() == results

@@ -3,7 +3,7 @@
 They show that good data is promoted, that broken and poisoned data and a worse model do no harm, and that a night without
 data does nothing. A series is a clone of this project below ``.demo`` with small settings.
 
-Every night is a process of its own (``python -m flows.nightly <night>``), so that it can be killed as a machine kills it; how
+Every night is a process of its own (``mor night <night>``), so that it can be killed as a machine kills it; how
 it ended is read back from Prefect's and MLflow's servers and not from what it printed.
 """
 
@@ -164,7 +164,7 @@ def start_night(project: Path, night: str, address: str) -> subprocess.Popen[byt
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "MOR_", "DVC_"))}
     environment |= {"PREFECT_API_URL": f"{address}/api", "PYTHONPATH": str(project.resolve())}
     with (project / "nights.log").open("ab") as log:
-        command = [sys.executable, "-m", "flows.nightly", night]
+        command = [sys.executable, "-m", "flows.cli", "night", night]
         return subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 

@@ -55,15 +55,13 @@ def prune_nights(settings: Nightly, yes: bool = False, cloud: bool = False) -> N
     console = Console()
     with night_lock():
         if CURRENT.exists():
-            raise UserError(
-                f"{CURRENT}: a night did not end well and may need anything; let one do so (python -m flows.nightly) first"
-            )
+            raise UserError(f"{CURRENT}: a night did not end well and may need anything; let one do so (mor night) first")
         if cloud:
             _reach_remotes(settings.git_remote)
         plan = make_plan(settings.keep_nights, cloud)
         show_plan(plan, console, cloud)
         if not yes:
-            console.print("\nNothing was deleted. [bold]make prune ARGS=--yes[/] deletes it.", highlight=False)
+            console.print("\nNothing was deleted. [bold]mor prune --yes[/] deletes it.", highlight=False)
             return
         before = _cache_bytes()
         carry_out(plan, settings.git_remote, cloud)

@@ -6,15 +6,18 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mor.config import TRY_AGAIN, ConfigError, Unavailable, UserError, load_params
 from mor.text import public_message
 from tasks.project import paths
 from tasks.project.decorators import flow
+
+if TYPE_CHECKING:
+    import typer
 
 ERROR_VARIABLE = "MOR_ERROR"  # the file into which a stage of a night writes what is public of its error
 
@@ -29,11 +32,17 @@ def stage(function: Callable[..., Any]) -> None:
     command(run)
 
 
-def command(function: Callable[..., Any], arguments: Sequence[str] | None = None, **settings: Any) -> None:
-    """Run ``function`` with what the command line says (``arguments`` in its place), and end the process.
+def command(function: Callable[..., Any]) -> None:
+    """Run ``function`` with what the words after ``python -m <its module>`` say, and end the process."""
+    module = inspect.unwrap(function).__globals__
+    command_line(function)(prog_name=f"python -m {getattr(module['__spec__'], 'name', module['__name__'])}")
 
-    Its parameters are the options, its module's docstring is the help, ``settings`` go to Typer. ``--help`` ends with 0 and a
-    mistake with 2 before anything starts; import what takes long inside ``function``. The rest is ``main``'s.
+
+def command_line(function: Callable[..., Any], **settings: Any) -> typer.Typer:
+    """The command line of ``function``: its parameters are the options, its module's docstring is the help.
+
+    ``settings`` go to Typer. ``--help`` ends with 0 and a mistake with 2 before anything starts; import what takes long inside
+    ``function``. The rest is ``main``'s.
     """
     import typer
 
@@ -41,11 +50,13 @@ def command(function: Callable[..., Any], arguments: Sequence[str] | None = None
     def run(*positional: Any, **options: Any) -> None:
         main(function, *positional, **options)
 
-    module = inspect.unwrap(function).__globals__
-    described = {"help": module["__doc__"], "context_settings": {"help_option_names": ["-h", "--help"]}}
+    described: dict[str, Any] = {
+        "help": inspect.unwrap(function).__globals__["__doc__"],
+        "context_settings": {"help_option_names": ["-h", "--help"]} | settings.pop("context_settings", {}),
+    }
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
     app.command(**described | settings)(run)
-    app(arguments, prog_name=f"python -m {getattr(module['__spec__'], 'name', module['__name__'])}")
+    return app
 
 
 def main(flow_function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
@@ -111,7 +122,7 @@ def _check_server() -> None:
         refused = "the login of PREFECT_API_AUTH_STRING" if login else "to be used without a login"
         raise UserError(
             f"{where}: the server there refuses {refused}; set PREFECT_API_AUTH_STRING "
-            f"to its <user>:<password> (for the server of `make nightly`: the content of {paths.PREFECT_HOME}/login)"
+            f"to its <user>:<password> (for the server of `mor nightly`: the content of {paths.PREFECT_HOME}/login)"
         )
 
 

@@ -41,7 +41,7 @@ TEMPORARY_GRACE = 10.0  # seconds for it to end in
 @contextmanager
 def only_supervisor() -> Iterator[None]:
     """Hold the folder's lock for the time of the block; raises ``UserError`` where another supervisor has it."""
-    with hold_lock(guard.home() / "lock", "`make nightly` runs in this folder already; one is enough"):
+    with hold_lock(guard.home() / "lock", "`mor nightly` runs in this folder already; one is enough"):
         yield
 
 

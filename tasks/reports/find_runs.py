@@ -47,7 +47,7 @@ def last_two(second: str | None = None) -> tuple[Run, Run]:
         runs = [later, *(run for run in runs if run.info.start_time < later.info.start_time)]
     if len(runs) > 1:
         return runs[1], runs[0]
-    raise UserError(f"two finished runs are needed to compare, and there are {len(runs)}: run the pipeline again (make run)")
+    raise UserError(f"two finished runs are needed to compare, and there are {len(runs)}: run the pipeline again (mor run)")
 
 
 def executions() -> list[Run]:

@@ -70,7 +70,7 @@ def candidate() -> Candidate | None:
 def required_champion() -> Candidate:
     """What serves; raises ``UserError`` where nothing does yet."""
     if (serving := champion()) is None:
-        raise UserError("There is no champion yet: a night makes one (`python -m flows.nightly`)")
+        raise UserError("There is no champion yet: a night makes one (`mor night`)")
     return serving
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,14 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli import COMMANDS
+from tasks.project.dvc import StageFailed
+
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(
     f"{folder}.{file.stem}"
     for folder in ("flows", "benchmarks")
     for file in (ROOT / folder).glob("*.py")
-    if "__main__" in file.read_text()
+    if "__main__" in file.read_text() and file.stem != "cli"
 )
-PASSES_ON = "flows.pipeline"  # its unknown words are for `dvc repro`
+LINES = [f"python -m {module}" for module in MODULES] + [f"mor {name}" for name in COMMANDS]
+PASSES_ON = "mor run"  # its unknown words are for `dvc repro`
 HEAVY = ("torch", "transformers", "prefect", "mlflow", "dvc", "great_expectations")
 ASK_ALL = """
 import contextlib, io, json, runpy, subprocess, sys, time
@@ -31,9 +36,10 @@ def refuse(*words, **options):
 
 subprocess.Popen.__init__ = refuse
 asked = {}
-for module in json.loads(sys.argv[1]):
-    sys.argv, said, code = [module, *json.loads(sys.argv[2])], io.StringIO(), None
-    words = sys.argv[1:]
+for line in json.loads(sys.argv[1]):
+    words = json.loads(sys.argv[2])
+    own = [*line.replace("mor ", "python -m flows.cli ").split()[2:], *words]
+    module, sys.argv, said, code = own[0], own, io.StringIO(), None
     began = time.monotonic()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -43,8 +49,8 @@ for module in json.loads(sys.argv[1]):
     except BaseException as error:
         code = repr(error)
     heavy = sorted(set(json.loads(HEAVY)) & set(sys.modules))
-    asked[module] = {"code": code, "said": said.getvalue(), "heavy": heavy, "seconds": time.monotonic() - began}
-    sys.argv = [module, json.dumps([]), json.dumps(words)]
+    asked[line] = {"code": code, "said": said.getvalue(), "heavy": heavy, "seconds": time.monotonic() - began}
+    sys.argv = [line, json.dumps([]), json.dumps(words)]
 print(json.dumps(asked))
 """
 
@@ -58,54 +64,92 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(folder: Path, *words: str) -> dict[str, dict[str, object]]:
-    """Every module's exit code, output, heavy imports and seconds, for a command line of ``words``."""
+    """Every command's exit code, output, heavy imports and seconds, when ``words`` follow it."""
     code = f"HEAVY = {json.dumps(json.dumps(HEAVY))}\n{ASK_ALL}"
-    modules = [module for module in MODULES if words == ("--help",) or module != PASSES_ON]
+    lines = [line for line in LINES if words == ("--help",) or line != PASSES_ON]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MOR_"))}
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(modules), json.dumps(words)],
+        [sys.executable, "-c", code, json.dumps(lines), json.dumps(words)],
         cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     answers: dict[str, dict[str, object]] = json.loads(done.stdout)
-    assert sorted(answers) == modules
+    assert list(answers) == lines
     return answers
 
 
 def test_help_is_shown_everywhere_at_once_and_nothing_is_started(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
-    for module, answer in ask(folder, "--help").items():
-        assert answer["code"] == 0, (module, answer)
-        assert f"Usage: python -m {module}" in str(answer["said"]), module
-        assert answer["heavy"] == [], f"{module} imports {answer['heavy']} to show its help"
+    for line, answer in ask(folder, "--help").items():
+        assert answer["code"] == 0, (line, answer)
+        assert f"Usage: {line} " in str(answer["said"]), line
+        assert answer["heavy"] == [], f"{line} imports {answer['heavy']} to show its help"
     assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.parametrize("words", [("--nonsense",), ("a", "b", "too many")])
 def test_what_an_entry_point_does_not_know_is_refused_before_anything_starts(folder: Path, words: tuple[str, ...]) -> None:
     before = sorted(folder.rglob("*"))
-    for module, answer in ask(folder, *words).items():
-        assert answer["code"] == 2, (module, answer)
-        assert f"Usage: python -m {module}" in str(answer["said"]), module
-        assert answer["heavy"] == [], (module, answer["heavy"])
+    for line, answer in ask(folder, *words).items():
+        assert answer["code"] == 2, (line, answer)
+        assert f"Usage: {line} " in str(answer["said"]), line
+        assert answer["heavy"] == [], (line, answer["heavy"])
     assert sorted(folder.rglob("*")) == before
 
 
-def run(folder: Path, module: str, *words: str) -> subprocess.CompletedProcess[str]:
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    command = [sys.executable, "-m", module, *words]
-    return subprocess.run(command, cwd=folder, env=variables, check=False, capture_output=True, text=True, timeout=120)
+def run(folder: Path, line: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What a command line says and ends with: ``python -m ...`` or ``mor ...``."""
+    command = [sys.executable, *line.replace("mor ", "python -m flows.cli ").split()[1:], *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | variables
+    return subprocess.run(command, cwd=folder, env=environment, check=False, capture_output=True, text=True, timeout=120)
+
+
+def test_mor_alone_lists_every_command_in_a_line_and_loads_none(folder: Path) -> None:
+    listing = "import sys, atexit; atexit.register(lambda: print('loaded', *sys.modules)); from flows.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", listing],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "80"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for name, entry in COMMANDS.items():
+        assert re.search(rf"^│ {name} +{re.escape(entry.summary)} +│$", done.stdout, re.MULTILINE), name
+    after = done.stdout.rpartition("loaded ")[2].split()
+    loaded = [name for name in after if name.partition(".")[0] in ("flows", "tasks", "mor", "pydantic", *HEAVY)]
+    assert loaded == ["flows", "flows.cli"]
+
+
+def test_a_misspelt_command_is_told_which_there_are(folder: Path) -> None:
+    done = run(folder, "mor nighty")
+    assert done.returncode == 2
+    assert "No such command 'nighty'. Did you mean 'nightly'" in done.stderr
+
+
+def test_outside_a_project_mor_says_so(tmp_path: Path) -> None:
+    done = run(tmp_path, "mor diff")
+    assert (done.returncode, done.stderr) == (1, "params.yaml: no such file; run from the project's folder\n")
+
+
+def test_a_shell_is_offered_commands_and_their_options(folder: Path) -> None:
+    def offered(words: str) -> list[str]:
+        asks = {"_MOR_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        return run(folder, "mor ", **asks).stdout.split()
+
+    assert offered("mor ni") == ["nightly", "night", "nights-demo"]
+    assert offered("mor benchmark --se") == ["--seeds", "--settings", "--search"]
 
 
 def test_a_stage_without_its_client_shows_its_usage_instead_of_a_traceback(folder: Path) -> None:
-    done = run(folder, "flows.reward")
+    done = run(folder, "python -m flows.reward")
     assert done.returncode == 2
     assert "Usage: python -m flows.reward" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [("flows.reward", "nobody"), ("flows.serve", "nobody", "--certificate", "c", "--key", "k")])
-def test_a_client_that_is_not_there_is_answered_with_those_that_are(folder: Path, words: tuple[str, ...]) -> None:
-    done = run(folder, *words)
+@pytest.mark.parametrize("line", ["python -m flows.reward nobody", "mor serve nobody --certificate c --key k"])
+def test_a_client_that_is_not_there_is_answered_with_those_that_are(folder: Path, line: str) -> None:
+    done = run(folder, line)
     assert done.returncode == 1
     assert done.stderr == "'nobody' is no client of params.yaml, which has documents, medical, scenes\n"
 
@@ -127,7 +171,7 @@ def test_ordinary_names_of_nights_are_taken() -> None:
 
 
 def test_a_wrong_name_ends_the_command_before_the_night_begins(folder: Path) -> None:
-    done = run(folder, "flows.nightly", "../x")
+    done = run(folder, "mor night", "../x")
     assert done.returncode == 2
     assert "can't name a night" in done.stderr
     assert not (folder / ".nights").exists()
@@ -155,21 +199,45 @@ def test_an_option_of_the_comparison_takes_several_values() -> None:
 
 
 def test_the_comparison_names_the_methods_that_it_knows(folder: Path) -> None:
-    done = run(folder, "flows.benchmark", "--seeds", "0", "1", "--methods", "mor", "mro")
+    done = run(folder, "mor benchmark", "--seeds", "0", "1", "--methods", "mor", "mro")
     assert done.returncode == 2
     assert "'mro' is no method; expected base, mor" in done.stderr
 
 
 def test_words_for_dvc_reach_it_as_they_are(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    from flows import pipeline
-    from tasks.project import command_line
+    from flows import cli, pipeline
 
     got: list[list[str]] = []
     monkeypatch.chdir(folder)
     monkeypatch.setattr(pipeline, "pipeline", lambda words: got.append(list(words)))
+    monkeypatch.setattr(sys, "argv", ["mor", "run", "--force", "-s", "validate", "--set-param", "seed=1"])
     with pytest.raises(SystemExit) as ended:
-        command_line.command(
-            pipeline.run, ["--force", "-s", "validate", "--set-param", "seed=1"], context_settings=pipeline.FOR_DVC
-        )
+        cli.main()
     assert ended.value.code == 0
     assert got == [["--force", "-s", "validate", "--set-param", "seed=1"]]
+
+
+@pytest.mark.parametrize(("ends", "code"), [(None, 0), (StageFailed(255), 255), (KeyboardInterrupt(), 130)])
+def test_the_zoo_is_thawed_for_its_training_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: BaseException | None, code: int
+) -> None:
+    from flows import cli
+    from tasks.project import dvc, processes
+
+    def reproduce(words: list[str]) -> None:
+        asked.append((words, "frozen: false" in (tmp_path / "dvc.yaml").read_text()))
+        if ends:
+            raise ends
+
+    asked: list[tuple[list[str], bool]] = []
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dvc, "reproduce", reproduce)
+    monkeypatch.setattr(processes, "heed_signals", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["mor", "zoo"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    assert asked == [(["zoo"], True)]
+    assert (tmp_path / "dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()

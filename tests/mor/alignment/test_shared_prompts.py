@@ -15,8 +15,8 @@ from mor.alignment.shared_prompts import SharedPromptTrainer, distinct
 from mor.config import Lora
 from mor.data.public import PublicPrompt
 from mor.fedvqa.render import ask
-from mor.rewards.implicit import lora_config
 from mor.vlm.load import Vlm
+from mor.vlm.lora import lora_config
 
 LENGTH = 6
 QUESTIONS = [ask(domain, np.random.default_rng(5), "test") for domain in ("documents", "medical", "scenes")]

@@ -19,9 +19,9 @@ from benchmarks.keys import weights_digest
 from mor.config import Lora
 from mor.rewards.calibration import Calibration
 from mor.rewards.fingerprint import processor_digest, tensors_digest
-from mor.rewards.implicit import lora_config
 from mor.rewards.model import ScalarHead, load_reward_model
 from mor.vlm.load import ModelError, Vlm, load_processor
+from mor.vlm.lora import lora_config
 
 ZOO = Path("models/zoo")
 

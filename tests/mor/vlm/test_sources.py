@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from mor.baselines.averaging import base_bytes
 from mor.config import ConfigError, Lora, parse_params, split_revision
 from mor.rewards.calibration import Calibration
-from mor.rewards.implicit import lora_config, train_implicit
 from mor.rewards.model import load_reward_model
 from mor.vlm import load
 from mor.vlm.load import ModelError, Vlm, load_model, load_processor
+from mor.vlm.lora import lora_config, train_implicit
 from tests.mor.rewards.test_rewards import settings, style_pairs
 
 ZOO = Path("models/zoo")

@@ -18,13 +18,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from flows import nightly
 from mor.config import ConfigError, Params, UserError
+from mor.data.pictures import png_bytes
 from mor.data.schema import DataError, Preference, load_images
-from mor.federation.messages import image_bytes
 from tasks.nights.deliveries import archived_deliveries
 from tasks.nights.git import output_of
 from tasks.project import decorators, paths
 from tasks.project import dvc as execution
-from tasks.stages import report
+from tasks.reports.images import thumbnail
 from tasks.stages import validate as validation
 from tasks.tracking import runs as tracking
 from tests.tasks.nights.delivering import (
@@ -234,7 +234,7 @@ def test_a_picture_that_is_shown_or_sent_is_its_pixels_alone(params: Params, suf
     speaking_picture(paths.EVAL / name, 5)
     assert found_in((paths.EVAL / name).read_bytes())
     row = Preference.model_validate(pair(5, image=name))
-    for shown in (image_bytes(load_images(paths.EVAL, [row])[0]), report.thumbnail(paths.EVAL / name)):
+    for shown in (png_bytes(load_images(paths.EVAL, [row])[0]), thumbnail(paths.EVAL / name)):
         with Image.open(BytesIO(shown)) as image:
             image.load()
             assert image.info == {}  # a colour profile would be there, packed so that the word is not seen

@@ -86,7 +86,7 @@ def test_termination_interrupts_the_stage_and_leaves_the_project_ready_for_the_n
 def test_pipeline_with_nothing_to_do_starts_no_server_and_makes_no_run(project: Path) -> None:
     shutil.copy(ROOT / "params.yaml", project)
     reproduce()
-    command = [sys.executable, "-m", "flows.pipeline"]
+    command = [sys.executable, "-m", "flows.cli", "run"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert "up to date" in done.stderr
     assert not (project / ".prefect").exists()

@@ -1,4 +1,4 @@
-"""The login, and the servers of `make nightly` against those who should not use them."""
+"""The login, and the servers of `mor nightly` against those who should not use them."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_only_the_login_opens(header: str, known: bool) -> None:
     assert guard.knows(header, "a:b") is known
 
 
-# --- the servers of `make nightly` ---------------------------------------------------------------------------------------
+# --- the servers of `mor nightly` ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Servers:
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Prefect's and MLflow's, started as `make nightly` starts them, in a project of one empty flow."""
+    """Prefect's and MLflow's, started as `mor nightly` starts them, in a project of one empty flow."""
     project = tmp_path_factory.mktemp("nightly")
     (project / "flows_nightly.py").write_text(NIGHTLY)
     (project / "prefect.yaml").write_text(PREFECT_YAML)

@@ -17,9 +17,9 @@ from mor.config import Params, load_params
 from mor.data.schema import Question, write_rows
 from mor.evaluation.gate import Verdict
 from mor.rewards.calibration import Calibration
-from mor.rewards.implicit import lora_config
 from mor.routing.router import Router
 from mor.vlm.load import load_model
+from mor.vlm.lora import lora_config
 from tasks.project import paths
 from tasks.tracking import packaging, registry, store
 from tasks.tracking import runs as tracking

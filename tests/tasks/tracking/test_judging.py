@@ -9,8 +9,8 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from mor.alignment.grpo import load_policy
 from mor.config import UserError, load_params
+from mor.vlm.lora import load_policy
 from tasks.project import paths
 from tasks.tracking import judging, registry
 from tests.tasks.tracking.small_project import PASSED, alias, evaluate, failed, folder, project, register  # noqa: F401

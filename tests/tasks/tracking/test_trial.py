@@ -11,9 +11,9 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from mor.alignment.grpo import load_policy
 from mor.config import Params
 from mor.evaluation.gate import SERVED
+from mor.vlm.lora import load_policy
 from tasks.project import paths
 from tasks.tracking import judging, registry, trial
 from tests.tasks.tracking.small_project import PASSED, evaluate, failed, folder, project, register  # noqa: F401

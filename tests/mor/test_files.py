@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.project import files
+from mor import files
 
 
 class Killed(BaseException):

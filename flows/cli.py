@@ -1,0 +1,80 @@
+"""``mor``, the project's one command line: a table of its commands, each of which is imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+
+
+class Entry(NamedTuple):
+    """A command: the module and function that it is, its line in the list, and the part of the list."""
+
+    module: str
+    function: str
+    summary: str
+    panel: str
+
+
+RUNS, NIGHTS, OTHER = "Runs", "Nights", "Beside them"
+COMMANDS = {
+    "run": Entry("pipeline", "run", "Bring every stage up to date; further words go to dvc repro.", RUNS),
+    "ui": Entry("ui", "ui", "Show the runs in a browser: MLflow's pages.", RUNS),
+    "diff": Entry("diff", "diff", "Say how two runs or nights differ.", RUNS),
+    "benchmark": Entry("benchmark", "benchmark", "Measure MoR against other methods.", RUNS),
+    "nightly": Entry("schedule", "schedule", "Run a night whenever params.yaml says, until Ctrl-C.", NIGHTS),
+    "night": Entry("nightly", "run", "Run one night now.", NIGHTS),
+    "deliveries": Entry("ingest", "run", "List new data; release or discard what is held.", NIGHTS),
+    "predict": Entry("predict", "predict", "Ask the champion a question about a picture.", NIGHTS),
+    "rollback": Entry("rollback", "rollback", "Let the previous champion serve again.", NIGHTS),
+    "pin": Entry("pin", "pin", "Approve a version as the baseline for later nights.", NIGHTS),
+    "prune": Entry("prune", "prune", "Delete what neither champions nor the last nights need.", NIGHTS),
+    "nights-demo": Entry("nights_demo", "nights", "Simulate six nights in a project of their own.", NIGHTS),
+    "serve": Entry("serve", "serve", "Answer for one client over HTTPS, until Ctrl-C.", OTHER),
+    "zoo": Entry("retrain_zoo", "retrain_zoo", "Train the tiny models again, whose weights are in git.", OTHER),
+}
+
+
+class Lazy(TyperGroup):
+    """Lists commands from ``COMMANDS``; imports the one that is called, asked for help or completed."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that ``args`` begin with, as its own module describes it."""
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, listed and command(COMMANDS[str(listed.name)]), rest
+
+
+def command(entry: Entry) -> Any:
+    """The command of an entry; ``command_settings()`` of its module, if there is one, says what is special about it."""
+    from tasks.project import command_line
+
+    module = import_module(f"flows.{entry.module}")
+    special: dict[str, Any] = getattr(module, "command_settings", dict)()
+    return typer.main.get_command(command_line.command_line(getattr(module, entry.function), **special))
+
+
+def listed() -> typer.Typer:
+    """The command line; its commands are names and summaries until one is called."""
+    app = typer.Typer(
+        cls=Lazy,
+        help="Align one vision-language model with the private preferences of many. Run it in the project's folder.",
+        epilog="`mor COMMAND --help` describes a command and its options.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+    )
+    for name, entry in COMMANDS.items():
+        app.command(name, short_help=entry.summary, rich_help_panel=entry.panel)(lambda: None)
+    return app
+
+
+def main() -> None:
+    """What the script ``mor`` calls; without a word it lists the commands."""
+    listed()(sys.argv[1:] or ["--help"], prog_name="mor")
+
+
+if __name__ == "__main__":
+    main()
