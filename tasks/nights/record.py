@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -59,11 +58,10 @@ def drift_picture(deliveries: Sequence[Delivery]) -> bytes | None:
     judged = {f"{d.client}: {d.digest[:8]}: {d.decision}": d.drift for d in deliveries if d.drift and d.state != "empty"}
     if not judged:
         return None
-    from tasks.reports.drift_figure import drift_figure  # imports matplotlib
+    from tasks.reports.drift_figure import drift_figure  # these import matplotlib
+    from tasks.reports.images import figure_png
 
-    buffer = io.BytesIO()
-    drift_figure(judged).savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+    return figure_png(drift_figure(judged), dpi=150)
 
 
 def _figures(night: NightState) -> dict[str, float]:

@@ -30,12 +30,12 @@ def render_page(template: Path, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"inline": data_uri, "markdown": markdown, "words": words}
+    environment.filters |= {"inline": data_uri, "markdown": markdown_to_html, "words": words}
     environment.filters |= {"bytes": in_bytes, "time": in_time, "points": in_points}
     return environment.get_template(template.name).render(context)
 
 
-def markdown(text: str) -> Markup:
+def markdown_to_html(text: str) -> Markup:
     """HTML from Markdown that may hold anything: raw HTML is escaped, no image is loaded, headings move down."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     tokens = parser.parse(text)

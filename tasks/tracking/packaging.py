@@ -12,7 +12,6 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import pandas as pd
 from PIL import Image
 
 from mor.config import Params
+from mor.data.pictures import png_bytes
 from mor.files import digest
 from tasks.project import paths
 from tasks.tracking.registry import CANDIDATE, EVALUATION, POLICY, Candidate, candidate_of, reward_name, versions_of
@@ -136,6 +136,5 @@ def _local(**models: str) -> dict[str, Path]:
 
 def _example() -> dict[str, str]:
     """A model's input, which travels in the registry: blank, since a question may be its client's own."""
-    buffer = BytesIO()
-    Image.new("RGB", (32, 32), "white").save(buffer, format="PNG")
-    return {"image": base64.b64encode(buffer.getvalue()).decode(), "prompt": "What is shown?"}
+    blank = png_bytes(Image.new("RGB", (32, 32), "white"))
+    return {"image": base64.b64encode(blank).decode(), "prompt": "What is shown?"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from mor.config import UserError
-from mor.data.pictures import opened, pixels, why
+from mor.data.pictures import opened, pixels, png_bytes, why
 from tasks.tracking.registry import POLICY, Candidate, required_champion
 from tasks.tracking.store import quiet_mlflow
 
@@ -29,15 +28,13 @@ def load_registered(name: str, version: int) -> Any:
 
 def encoded(image: Path) -> str:
     """An image file as the models take it: base64 of a PNG. Raises ``UserError`` if it is none."""
-    buffer = BytesIO()
     try:
         with opened(image) as picture:
-            pixels(picture).save(buffer, format="PNG")
+            return base64.b64encode(png_bytes(pixels(picture))).decode()
     except FileNotFoundError:
         raise UserError(f"{image}: no such file; name a picture") from None
     except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:  # PIL's
         raise UserError(f"{image}: cannot be read as a picture ({why(error)}); save it again as PNG") from None
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def ask_champion(image: Path, prompt: str) -> tuple[Candidate, str, dict[str, float]]:

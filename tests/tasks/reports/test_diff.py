@@ -18,6 +18,7 @@ from tasks.reports import diff, find_runs
 from tasks.reports.diff_console import print_difference
 from tasks.reports.difference import compare_results
 from tasks.tracking import runs as tracking
+from tasks.tracking import store
 
 ROOT = Path(__file__).parents[3]
 
@@ -42,8 +43,9 @@ def execute(name: str, hits: int, *, seed: int, data: str, tags: dict[str, str] 
     Path("reports").mkdir(exist_ok=True)
     Path("reports/evaluation.json").write_text(json.dumps(evaluation(hits)))
     Path("reports/metrics.json").write_text(json.dumps({"router": {"accuracy": hits / 20}}))
-    made = tracking.open_parent(name, name, tags)
-    tracking.reconcile(made)
+    settings = load_params()
+    made = tracking.open_parent(name, settings, name, tags)
+    tracking.reconcile(made, settings)
     tracking.close_parent(made, "FINISHED")
     return made
 
@@ -67,8 +69,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 def clear() -> None:
-    tracking.mlflow_client.cache_clear()
-    tracking._experiment.cache_clear()
+    store.mlflow_client.cache_clear()
+    store.experiment.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["2026-01-01", "night 2026-01-01", "night/2026-01-01"])
@@ -82,7 +84,7 @@ def test_a_run_is_found_by_its_id_and_the_beginning_of_it(runs: dict[str, str]) 
 
 
 def test_a_stage_stands_for_its_execution(runs: dict[str, str]) -> None:
-    (stage,) = tracking.search_runs(f"tags.`mlflow.parentRunId` = '{runs['b']}'")
+    (stage,) = store.search_runs(f"tags.`mlflow.parentRunId` = '{runs['b']}'")
     assert find_runs.find_run(stage.info.run_id).info.run_id == runs["b"]
 
 
@@ -142,7 +144,7 @@ def test_two_executions_of_the_same_differ_in_no_setting(runs: dict[str, str]) -
 
 
 def test_an_execution_without_kept_answers_is_compared_in_the_rest(runs: dict[str, str]) -> None:
-    bare = tracking.open_parent("bare", "bare")
+    bare = tracking.open_parent("bare", load_params(), "bare")
     console = Console(record=True, width=120)
     side = diff.read_run(find_runs.find_run(bare))
     other = diff.read_run(find_runs.find_run(runs["a"]))

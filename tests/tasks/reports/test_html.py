@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from jinja2 import UndefinedError
 
-from tasks.reports.html import markdown, render_page
+from tasks.reports.html import markdown_to_html, render_page
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -43,6 +43,6 @@ def test_a_name_that_the_page_was_not_given_is_an_error(template: Path) -> None:
 
 
 def test_markdown_keeps_tables_and_escapes_html() -> None:
-    html = markdown("# A\n\n| b |\n| --- |\n| <b>c</b> |\n")
+    html = markdown_to_html("# A\n\n| b |\n| --- |\n| <b>c</b> |\n")
     assert "<h2>A</h2>" in html
     assert "<td>&lt;b&gt;c&lt;/b&gt;</td>" in html
