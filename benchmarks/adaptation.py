@@ -28,7 +28,7 @@ from tasks.project.clients import client_service, owners, server_of
 Weight = tuple[int, str, str, float]  # round, client, whose questions, mean weight in that round
 
 
-def broken(model: RewardModel, seed: int) -> RewardModel:
+def break_reward_model(model: RewardModel, seed: int) -> RewardModel:
     """The reward model with its tuned weights drawn afresh: it still answers, and knows nothing."""
     assert isinstance(model, CalibratedReward)
     assert isinstance(model.scorer, ImplicitReward), "only an implicit reward model can be broken"
@@ -53,7 +53,7 @@ def adapt(params: Params, change: ClientChange, again: bool, ledger: Ledger) -> 
         if name != change.client:
             return service.handle
         absent = messages.encode(messages.Failure("internal"))  # has not joined yet
-        failing = replace(service, reward_model=broken(service.reward_model, integer(params.seed, "broken")))
+        failing = replace(service, reward_model=break_reward_model(service.reward_model, integer(params.seed, "broken")))
         before: Callable[[bytes], bytes] = (lambda _: absent) if change.joins else service.handle
         after = service.handle if change.joins else failing.handle
         return lambda data: (after if now >= change.round else before)(data)

@@ -66,13 +66,13 @@ def draw_figures(results: Results, changes: Mapping[str, ClientChange]) -> Itera
         )
         yield Drawing("benchmark", "Every method", caption, preference_bars(results, entries))
     ways = {"up_bytes.mean": "up: bytes that leave a client", "down_bytes.mean": "down: bytes that reach a client"}
-    if any(points(results, entries, quantity)[0] for quantity in ways):
+    if any(points_of(results, entries, quantity)[0] for quantity in ways):
         caption = (
             "Bytes over the whole run, mean of the clients that took part, log scale. Dashed lines: nothing was sent, or "
             "nothing was counted; the centralised reward model needs all private data in one place."
         )
         yield Drawing("benchmark_bytes", "Quality against bytes on the wire", caption, scatter(results, entries, ways))
-    if points(results, entries, "seconds.total")[0]:
+    if points_of(results, entries, "seconds.total")[0]:
         caption = "Computing time of all parts, the clients' added up. Dashed lines: no training."
         drawn = scatter(results, entries, {"seconds.total": "total computing time"}, minutes=True)
         yield Drawing("benchmark_seconds", "Quality against time", caption, drawn)
@@ -131,7 +131,7 @@ def _bar(axis: Axes, interval: Interval, y: float, colour: str) -> None:
     axis.annotate(f"{interval.value:.2f}", (max(interval.high, interval.value), y), (4, -0.5), **near)
 
 
-def points(results: Results, entries: Sequence[Entry], quantity: str, unit: float = 1.0) -> tuple[list[Point], list[Point]]:
+def points_of(results: Results, entries: Sequence[Entry], quantity: str, unit: float = 1.0) -> tuple[list[Point], list[Point]]:
     """Mean preference against ``quantity`` in ``unit``s: the entries that have some of it, and those that have none or 0."""
     some: list[Point] = []
     none: list[Point] = []
@@ -149,7 +149,7 @@ def scatter(results: Results, entries: Sequence[Entry], quantities: Mapping[str,
     keys = _keys(entries)
     figure, axes = panels(len(quantities), 1, 0.7 + 3.7 * len(quantities) + 0.17 * np.ceil(len(keys) / KEY_COLUMNS))
     for axis, (quantity, title) in zip(axes[:, 0], quantities.items(), strict=True):
-        some, none = points(results, entries, quantity, 60.0 if minutes else 1.0)
+        some, none = points_of(results, entries, quantity, 60.0 if minutes else 1.0)
         for point in some:
             axis.plot([point.x] * 2, [point.y.low, point.y.high], color=point.colour, linewidth=1.2, solid_capstyle="butt")
             axis.plot(point.x, point.y.value, "o", color=point.colour, markersize=5.5, **RIM)

@@ -119,7 +119,7 @@ def _metric(file: Path, name: str) -> float:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainedMethod:
     """A trained method: its policy, what it cost in bytes and seconds, and what was seen (measure, suite, value)."""
 
     policy: Vlm
@@ -157,12 +157,12 @@ def measure_method(planned: PlannedCase, own: Sequence[str]) -> None:
 
 def train_method(
     recipe: Recipe, federation: Federation, params: Params, shared: Mapping[Path, Path], ledger: Ledger
-) -> Outcome:
+) -> TrainedMethod:
     """Train as the recipe says; ``shared`` says where the clients' reward models come from, ``ledger`` counts the bytes."""
     from mor.vlm.load import Vlm
 
     if recipe.objective == "none":
-        return Outcome(Vlm.load(params.base, params.evaluation.batch_size), params.grpo.learning_rate, ledger, {})
+        return TrainedMethod(Vlm.load(params.base, params.evaluation.batch_size), params.grpo.learning_rate, ledger, {})
     if recipe.objective != "grpo":
         return average_parameters(recipe, params, ledger)
     honest = {client: shared[paths.reward_folder(client)] for client in params.clients}
@@ -173,10 +173,10 @@ def train_method(
     spent = sum(_metric(file, "seconds") for file in metrics if file.exists())
     if federation.change:
         return align_through_change(recipe, federation, params, spent, ledger)
-    return align(params, spent)
+    return run_pipeline(params, spent)
 
 
-def align(params: Params, spent: float) -> Outcome:
+def run_pipeline(params: Params, spent: float) -> TrainedMethod:
     """The pipeline's own router and alignment; ``spent`` seconds went into reward models."""
     from mor.vlm.lora import load_policy
     from tasks.stages.align import align_policy
@@ -192,10 +192,10 @@ def align(params: Params, spent: float) -> Outcome:
     ledger = Ledger.load(paths.ROUTER / "ledger.json", paths.POLICY / "ledger.json")
     kl = _metric(paths.stage_metrics("align"), "align.kl")
     policy = load_policy(params.base, paths.POLICY, params.evaluation.batch_size)
-    return Outcome(policy, params.grpo.learning_rate, ledger, seconds, [("kl", "all", kl)])
+    return TrainedMethod(policy, params.grpo.learning_rate, ledger, seconds, [("kl", "all", kl)])
 
 
-def align_through_change(recipe: Recipe, federation: Federation, params: Params, spent: float, ledger: Ledger) -> Outcome:
+def align_through_change(recipe: Recipe, federation: Federation, params: Params, spent: float, ledger: Ledger) -> TrainedMethod:
     """Alignment in which a client changes half way; ``spent`` seconds went into reward models."""
     from benchmarks.adaptation import adapt
     from mor.vlm.lora import load_policy
@@ -206,10 +206,10 @@ def align_through_change(recipe: Recipe, federation: Federation, params: Params,
     seconds = {"reward_models": spent, "alignment": time.perf_counter() - began}
     seen = [(f"weight:{client}", f"{suite}@{n}", value) for n, client, suite, value in weights]
     policy = load_policy(params.base, adapter, params.evaluation.batch_size)
-    return Outcome(policy, params.grpo.learning_rate, ledger, seconds, seen)
+    return TrainedMethod(policy, params.grpo.learning_rate, ledger, seconds, seen)
 
 
-def average_parameters(recipe: Recipe, params: Params, ledger: Ledger) -> Outcome:
+def average_parameters(recipe: Recipe, params: Params, ledger: Ledger) -> TrainedMethod:
     """Parameter averaging over the clients' training pairs."""
     from mor.baselines.averaging import Averaging, federated_average
     from mor.vlm.lora import load_policy
@@ -231,7 +231,7 @@ def average_parameters(recipe: Recipe, params: Params, ledger: Ledger) -> Outcom
     seed = integer(params.seed, "averaging")
     adapter = federated_average(start, private, settings, seed=seed, ledger=ledger, folder=folder)
     seconds = {"alignment": time.perf_counter() - began}
-    return Outcome(load_policy(start, adapter, params.evaluation.batch_size), plan.learning_rate, ledger, seconds)
+    return TrainedMethod(load_policy(start, adapter, params.evaluation.batch_size), plan.learning_rate, ledger, seconds)
 
 
 def inflate(client: str, factor: float, honest: Path) -> None:

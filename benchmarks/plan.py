@@ -96,7 +96,7 @@ def _shared(data: Workspace, folders: Iterable[Path]) -> dict[Path, Path]:
     return models | {folder: data.folder / folder for folder in (paths.VALIDATED, *folders)}
 
 
-class Plan:
+class JobPlan:
     """The jobs that cases need, in order, each once."""
 
     def __init__(self, params: Params) -> None:
@@ -139,10 +139,10 @@ class Plan:
         return [name]
 
 
-def plan_cases(params: Params, cases: Iterable[Case], rows: Iterable[Measurement]) -> Plan:
+def plan_cases(params: Params, cases: Iterable[Case], rows: Iterable[Measurement]) -> JobPlan:
     """The jobs for those of ``cases`` whose results are not among ``rows``, in order."""
     present = {(row.setting, row.method, row.seed, row.key) for row in rows}
-    plan = Plan(params)
+    plan = JobPlan(params)
     for case in cases:
         planned = plan_case(params, case)
         if (case.listed, case.method, case.seed, planned.own.key) not in present:

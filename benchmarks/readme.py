@@ -10,7 +10,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from mor.config import UserError, load_params
+from mor.config import load_params
+from mor.errors import UserError
 from tasks.project import command_line, paths
 
 README, EVERYTHING = Path("README.md"), Path("docs") / "benchmark.md"

@@ -16,14 +16,15 @@ from rich.console import Console
 
 from benchmarks.catalogue import SEARCH, WEAK, federations
 from benchmarks.jobs import ROWS
-from benchmarks.plan import Case, Plan, best_factors, plan_cases, up_to_date
+from benchmarks.plan import Case, JobPlan, best_factors, plan_cases, up_to_date
 from benchmarks.processes import Job, run_jobs
 from benchmarks.report import write_benchmark_page
 from benchmarks.results import Measurement, Results, read_results, write_results
 from benchmarks.settings import with_changes
 from benchmarks.tables import console_tables
 from benchmarks.workspace import LOG, ROOT
-from mor.config import Params, UserError
+from mor.config import Params
+from mor.errors import UserError
 from tasks.project import paths
 from tasks.tracking import store
 
@@ -66,7 +67,7 @@ def _share_cores(params: Params, at_once: int) -> Params:
     return with_changes(params, {"threads": threads})
 
 
-def _work_off(plan: Plan, at_once: int, rows: list[Measurement], console: Console) -> list[Measurement]:
+def _work_off(plan: JobPlan, at_once: int, rows: list[Measurement], console: Console) -> list[Measurement]:
     """Do all jobs, each result kept as soon as it is there; returns ``rows`` with the new ones in place of older ones."""
     if plan.jobs:
         store.experiment()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mor.config import ConfigError
-from mor.evaluation.metrics import Evaluation, Reply
+from mor.errors import ConfigError
+from mor.evaluation.metrics import Evaluation, Judged
 from tasks.project import command_line, paths
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ COLUMNS = 6
 GREY, GREEN = "#6b7280", "#15803d"
 
 
-def changed(evaluation: Evaluation, suite: str) -> Iterator[tuple[Reply, Reply]]:
+def changed(evaluation: Evaluation, suite: str) -> Iterator[tuple[Judged, Judged]]:
     """Base and aligned reply to the first question of each category that only the aligned policy answers as preferred."""
     seen: set[str] = set()
     for base, aligned in zip(evaluation.answers["base"][suite], evaluation.answers["aligned"][suite], strict=True):
@@ -33,7 +33,7 @@ def changed(evaluation: Evaluation, suite: str) -> Iterator[tuple[Reply, Reply]]
             yield base, aligned
 
 
-def strip(evaluation: Evaluation, count: int) -> list[tuple[str, Reply, Reply]]:
+def strip(evaluation: Evaluation, count: int) -> list[tuple[str, Judged, Judged]]:
     """``count`` questions with their suite, taken from the suites in turn so that each is shown alike."""
     queues = {suite: list(changed(evaluation, suite)) for suite in evaluation.suites}
     turns = ((suite, queue[turn]) for turn in range(count) for suite, queue in queues.items() if turn < len(queue))
@@ -41,7 +41,7 @@ def strip(evaluation: Evaluation, count: int) -> list[tuple[str, Reply, Reply]]:
     return sorted(picked, key=lambda item: list(queues).index(item[0]))
 
 
-def panel(axes: Axes, suite: str, base: Reply, aligned: Reply) -> None:
+def panel(axes: Axes, suite: str, base: Judged, aligned: Judged) -> None:
     """A question's picture, with the two answers below it."""
     from textwrap import fill
 

@@ -59,10 +59,10 @@ def measure_speed(steps: Annotated[int, typer.Option(min=1, help="of each traini
 
     from mor.alignment.shared_prompts import SharedPromptTrainer
     from mor.data.public import PublicPrompt
-    from mor.fedvqa.render import ask
+    from mor.fedvqa.render import draw_question
 
     params, rng = load_params(), np.random.default_rng(0)
-    questions = [ask(domain, rng, "public") for domain in ("documents", "medical", "scenes") for _ in range(100)]
+    questions = [draw_question(domain, rng, "public") for domain in ("documents", "medical", "scenes") for _ in range(100)]
     prompts = [PublicPrompt(str(i), q.prompt, Image.fromarray(q.image), None, np.ones(1)) for i, q in enumerate(questions)]
     trainers = (GRPOTrainer, SharedPromptTrainer)
     (before, theirs), (after, ours) = (timed_training(params, trainer, prompts, steps) for trainer in trainers)

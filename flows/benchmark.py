@@ -13,7 +13,8 @@ import typer
 from typer.core import TyperCommand
 
 from benchmarks.catalogue import DEFAULT, federations, headline_methods, recipes
-from mor.config import ConfigError, Params, load_params
+from mor.config import Params, load_params
+from mor.errors import ConfigError
 from tasks.project import paths
 
 if TYPE_CHECKING:

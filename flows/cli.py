@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 
-class Entry(NamedTuple):
+class Command(NamedTuple):
     """A command: the module and function that it is, its line in the list, and the part of the list."""
 
     module: str
@@ -21,20 +21,20 @@ class Entry(NamedTuple):
 
 RUNS, NIGHTS, OTHER = "Runs", "Nights", "Beside them"
 COMMANDS = {
-    "run": Entry("pipeline", "run", "Bring every stage up to date; further words go to dvc repro.", RUNS),
-    "ui": Entry("ui", "ui", "Show the runs in a browser: MLflow's pages.", RUNS),
-    "diff": Entry("diff", "diff", "Say how two runs or nights differ.", RUNS),
-    "benchmark": Entry("benchmark", "benchmark", "Measure MoR against other methods.", RUNS),
-    "nightly": Entry("schedule", "schedule", "Run a night whenever params.yaml says, until Ctrl-C.", NIGHTS),
-    "night": Entry("nightly", "run", "Run one night now.", NIGHTS),
-    "deliveries": Entry("ingest", "run", "List new data; release or discard what is held.", NIGHTS),
-    "predict": Entry("predict", "predict", "Ask the champion a question about a picture.", NIGHTS),
-    "rollback": Entry("rollback", "rollback", "Let the previous champion serve again.", NIGHTS),
-    "pin": Entry("pin", "pin", "Approve a version as the baseline for later nights.", NIGHTS),
-    "prune": Entry("prune", "prune", "Delete what neither champions nor the last nights need.", NIGHTS),
-    "nights-demo": Entry("nights_demo", "nights", "Simulate six nights in a project of their own.", NIGHTS),
-    "serve": Entry("serve", "serve", "Answer for one client over HTTPS, until Ctrl-C.", OTHER),
-    "zoo": Entry("retrain_zoo", "retrain_zoo", "Train the tiny models again, whose weights are in git.", OTHER),
+    "run": Command("pipeline", "run", "Bring every stage up to date; further words go to dvc repro.", RUNS),
+    "ui": Command("ui", "ui", "Show the runs in a browser: MLflow's pages.", RUNS),
+    "diff": Command("diff", "diff", "Say how two runs or nights differ.", RUNS),
+    "benchmark": Command("benchmark", "benchmark", "Measure MoR against other methods.", RUNS),
+    "nightly": Command("schedule", "schedule", "Run a night whenever params.yaml says, until Ctrl-C.", NIGHTS),
+    "night": Command("nightly", "run", "Run one night now.", NIGHTS),
+    "deliveries": Command("ingest", "run", "List new data; release or discard what is held.", NIGHTS),
+    "predict": Command("predict", "predict", "Ask the champion a question about a picture.", NIGHTS),
+    "rollback": Command("rollback", "rollback", "Let the previous champion serve again.", NIGHTS),
+    "pin": Command("pin", "pin", "Approve a version as the baseline for later nights.", NIGHTS),
+    "prune": Command("prune", "prune", "Delete what neither champions nor the last nights need.", NIGHTS),
+    "nights-demo": Command("nights_demo", "nights", "Simulate six nights in a project of their own.", NIGHTS),
+    "serve": Command("serve", "serve", "Answer for one client over HTTPS, until Ctrl-C.", OTHER),
+    "zoo": Command("retrain_zoo", "retrain_zoo", "Train the tiny models again, whose weights are in git.", OTHER),
 }
 
 
@@ -47,7 +47,7 @@ class Lazy(TyperGroup):
         return name, listed and command(COMMANDS[str(listed.name)]), rest
 
 
-def command(entry: Entry) -> Any:
+def command(entry: Command) -> Any:
     """The command of an entry; ``command_settings()`` of its module, if there is one, says what is special about it."""
     from tasks.project import command_line
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mor.config import Params, UserError, load_params
+from mor.config import Params, load_params
+from mor.errors import UserError
 from mor.text import public_message
 from tasks.project import decorators, paths
 

@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mor.config import UserError
+from mor.errors import UserError
 
 if TYPE_CHECKING:
     from tasks.nights.demo import SimulatedNight

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from mor.config import UserError
+from mor.errors import UserError
 from tasks.project import paths
 
 FROZEN, THAWED = "\n    frozen: true", "\n    frozen: false"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mor.config import UserError
+from mor.errors import UserError
 
 console = Console(stderr=True, soft_wrap=True)
 

@@ -16,10 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from mor.errors import TRY_AGAIN as TRY_AGAIN
-from mor.errors import ConfigError as ConfigError
-from mor.errors import Unavailable as Unavailable
-from mor.errors import UserError as UserError
+from mor.errors import ConfigError
 
 RouterKind = Literal["means", "preferences", "online", "uniform", "random", "static", "oracle"]
 RewardKind = Literal["implicit", "head"]
@@ -28,7 +25,7 @@ Style = Literal["terse", "field", "sentence"]
 ImageFormat = Literal["PNG", "JPEG", "WEBP", "BMP"]  # Pillow decodes these itself, without other programs or files
 SUMMARIES = ("mean", "worst")  # of the clients' own suites
 HELD_OUT = "held_out"  # the suite of the category that no client trained on
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -107,7 +104,7 @@ class FedVqa(Section):
     held_out_pairs: Count  # pairs of each kind a client, for judging reward models
     public: Count  # public prompts
     questions: Count  # evaluation questions a suite
-    error_rate: Share  # how often the annotator prefers the worse answer
+    error_rate: Fraction  # how often the annotator prefers the worse answer
     styles: Annotated[dict[str, Style], Field(min_length=1)]  # each client's house style
 
 
@@ -124,7 +121,7 @@ class Zoo(Section):
     images: Count
     batch_size: Count
     learning_rate: Positive
-    caption_share: Share
+    caption_share: Fraction
     models: dict[str, ZooModel]
 
 
@@ -151,7 +148,7 @@ class Rewards(Section):
     beta: Positive  # DPO's inverse temperature (implicit)
     floor: Positive  # nats; what the reference finds less likely than e^-floor is judged by the tuned model alone
     centre: Annotated[float, Field(ge=0)]  # lambda of the head's centring term
-    validation_share: Share  # pairs a client keeps back: calibration and router fit
+    validation_share: Fraction  # pairs a client keeps back: calibration and router fit
     lora: Lora
 
 
@@ -171,7 +168,7 @@ class RouterSettings(Section):
     hidden: Count = 8
     temperature: Positive = 1.0  # tau
     top_k: Annotated[int, Field(ge=0)] = 0  # 0 asks every client
-    least_weight: Share = 0.02  # who has less than this share of a prompt's largest weight is not asked
+    least_weight: Fraction = 0.02  # who has less than this share of a prompt's largest weight is not asked
     components: Annotated[int, Field(ge=1, le=256)] = 48  # of the basis in which a client gives its mean (means)
     anchors: Annotated[int, Field(ge=1, le=1024)] = 60  # shared pairs that each client is asked for (preferences, static)
     control: Annotated[int, Field(ge=0)] = 64  # control questions a client; who is not above chance is left out; 0 asks none
@@ -193,7 +190,7 @@ class GrpoSettings(Section):
     calibration: Literal["group", "reference"] = "group"
     mixture: Literal["mean", "min", "median", "variance"] = "mean"  # "mean" goes by the router, the others know no weights
     quorum: Count = 2  # clients that must answer
-    coverage: Share = 0.5  # of a prompt's weight that must be with clients that answered, or nobody judges its answers
+    coverage: Fraction = 0.5  # of a prompt's weight that must be with clients that answered, or nobody judges its answers
     lora: Lora = Lora(rank=16, alpha=32, target_modules=["gate_proj", "up_proj", "down_proj"])
 
     @model_validator(mode="after")
@@ -206,9 +203,9 @@ class GrpoSettings(Section):
         return self
 
 
-class Evaluation(Section):
+class EvaluationSettings(Section):
     resamples: Count  # bootstrap
-    confidence: Share
+    confidence: Fraction
     batch_size: Count
     samples: Count  # before-and-after samples a suite in the report
 
@@ -258,22 +255,22 @@ class Drift(Section):
     """Distances that are worth a warning, and those that hold a delivery back."""
 
     least_rows: Count  # a smaller delivery is not judged
-    significance: Share  # p-value above which a difference counts as chance
-    shape_warn: Share  # Kolmogorov-Smirnov distance of image statistics and text lengths
-    shape_stop: Share
-    categories_warn: Share  # Jensen-Shannon distance of category shares
-    categories_stop: Share
-    agreement_warn: Share  # how much less often the last reward model ranks new pairs as their annotator did
-    agreement_stop: Share
+    significance: Fraction  # p-value above which a difference counts as chance
+    shape_warn: Fraction  # Kolmogorov-Smirnov distance of image statistics and text lengths
+    shape_stop: Fraction
+    categories_warn: Fraction  # Jensen-Shannon distance of category shares
+    categories_stop: Fraction
+    agreement_warn: Fraction  # how much less often the last reward model ranks new pairs as their annotator did
+    agreement_stop: Fraction
 
 
 class Gate(Section):
     """What a candidate must keep to become champion; margins are of shares, at the lower end of the change's interval."""
 
-    margin: Share  # by how much a client's preference satisfaction may fall below the champion's
-    held_out_margin: Share  # likewise on the held-out suite
-    total_margin: Share  # by how much either may fall below the pinned baseline's, over all nights
-    accuracy_margin: Share  # by how much accuracy may fall below the champion's, and below the baseline's
+    margin: Fraction  # by how much a client's preference satisfaction may fall below the champion's
+    held_out_margin: Fraction  # likewise on the held-out suite
+    total_margin: Fraction  # by how much either may fall below the pinned baseline's, over all nights
+    accuracy_margin: Fraction  # by how much accuracy may fall below the champion's, and below the baseline's
     kl_budget: Positive  # nats from the base at the end of alignment
     calibration_mean: Positive  # largest |mean| of a reward model's scores on held-out pairs
     calibration_deviation: Annotated[float, Field(gt=1)]  # their deviation lies within [1/this, this]
@@ -301,7 +298,7 @@ class Params(Section):
     boundary: Boundary
     router: RouterSettings
     grpo: GrpoSettings
-    evaluation: Evaluation
+    evaluation: EvaluationSettings
     benchmark: Benchmark
     nightly: Nightly
     drift: Drift

@@ -10,7 +10,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from mor.config import UserError
+from mor.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 200  # characters of one name or text

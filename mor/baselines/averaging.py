@@ -41,8 +41,9 @@ from safetensors.torch import load_file, save
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from mor.config import ConfigError, Lora, split_revision
+from mor.config import Lora, split_revision
 from mor.data.schema import DataError, Preference
+from mor.errors import ConfigError
 from mor.federation.ledger import Ledger
 from mor.seeds import integer, stream
 from mor.vlm.load import ModelError, chat, load_model, load_processor

@@ -23,8 +23,8 @@ from typing import TypeVar
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mor.config import UserError
 from mor.data import pictures
+from mor.errors import UserError
 
 
 class DataError(UserError, ValueError):

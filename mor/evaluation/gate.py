@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mor.config import HELD_OUT, Gate
-from mor.evaluation.metrics import MEASURES, Measure, Reply
+from mor.evaluation.metrics import MEASURES, Judged, Measure
 from mor.evaluation.statistics import Interval, resample
 
 BASE, CHAMPION, BASELINE = "base", "champion", "baseline"
@@ -71,14 +71,14 @@ class Other:
     """
 
     name: str
-    answers: Mapping[str, Sequence[Reply]]
+    answers: Mapping[str, Sequence[Judged]]
     suites: Collection[str] = ()
     clients: Collection[str] = ()
     new: Collection[str] = ()
 
 
 def judge(
-    candidate: Mapping[str, Sequence[Reply]],
+    candidate: Mapping[str, Sequence[Judged]],
     others: Sequence[Other],
     *,
     clients: Sequence[str],
@@ -105,7 +105,7 @@ def judge(
 
 
 def _compared(
-    suite: str, replies: Sequence[Reply], others: Sequence[Other],
+    suite: str, replies: Sequence[Judged], others: Sequence[Other],
     settings: Gate, resamples: int, confidence: float, rng: np.random.Generator,
 ) -> dict[str, list[Check]]:  # fmt: skip
     """The checks of one suite by the name of the other; all policies are resampled together, hence in pairs."""
@@ -144,7 +144,7 @@ def _margin(suite: str, measure: Measure, settings: Gate, other: Other) -> float
     return settings.held_out_margin if suite == HELD_OUT else settings.margin
 
 
-def _questions(candidate: Mapping[str, Sequence[Reply]], others: Sequence[Other], clients: Sequence[str]) -> list[Check]:
+def _questions(candidate: Mapping[str, Sequence[Judged]], others: Sequence[Other], clients: Sequence[str]) -> list[Check]:
     """What is to be said of suites that were not asked; ``value`` is the number of questions, of which one is needed."""
 
     def check(suite: str, passed: bool, text: str) -> Check:

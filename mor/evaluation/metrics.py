@@ -36,7 +36,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Reply(Record):
+class Judged(Record):
     """One model's greedy answer ``text`` to one question whose preferred answer is ``answer``."""
 
     id: str
@@ -75,7 +75,7 @@ class FedAvg(Record):
 class Evaluation(Record):
     """``reports/evaluation.json``: what was measured, before any statistics."""
 
-    answers: dict[str, dict[str, list[Reply]]]  # model -> suite -> replies
+    answers: dict[str, dict[str, list[Judged]]]  # model -> suite -> replies
     pairs: dict[str, dict[str, dict[str, list[bool]]]]  # judge -> domain -> kind -> ranked rightly
     routing: dict[str, Routing]  # suite -> weights
     clients: list[str]
@@ -87,7 +87,7 @@ class Evaluation(Record):
 
     @field_validator("answers")
     @classmethod
-    def _comparable(cls, answers: dict[str, dict[str, list[Reply]]]) -> dict[str, dict[str, list[Reply]]]:
+    def _comparable(cls, answers: dict[str, dict[str, list[Judged]]]) -> dict[str, dict[str, list[Judged]]]:
         if clash := set(SUMMARIES) & {suite for suites in answers.values() for suite in suites}:
             raise ValueError(f"suites {sorted(clash)} bear the name of a summary: rename them")
         asked = {

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import httpcore
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
-from mor.config import ConfigError
+from mor.errors import ConfigError
 from mor.federation.messages import MOST_REPLY_BYTES
 from mor.federation.remote import ClientError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from mor.config import Unavailable
+from mor.errors import Unavailable
 from mor.federation.remote import ClientError, RemoteClient
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mor.config import Unavailable
 from mor.data.pictures import png_bytes
+from mor.errors import Unavailable
 from mor.federation import messages as m
 from mor.federation.ledger import Ledger
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mor.fedvqa.render import COLOURS, SHAPES, SIZES, Question
+from mor.fedvqa.render import COLOURS, SHAPES, SIZES, DrawnQuestion
 
 STYLES = {"terse": "{}", "field": "answer: {}", "sentence": "The answer is {}."}
 KINDS = ("correctness", "style", "malformed", "tradeoff")
@@ -36,7 +36,7 @@ def in_style(value: str, style: str) -> str:
     return STYLES[style].format(value)
 
 
-def points(text: str, value: str, values: tuple[str, ...], house: str) -> int:
+def worth_of(text: str, value: str, values: tuple[str, ...], house: str) -> int:
     """The annotator's points for ``text``; ``values`` are all values that could be an answer to the question."""
     for style in STYLES:
         for candidate in values:
@@ -74,7 +74,7 @@ def _malformed(value: str, other: str, house: str, rng: np.random.Generator) -> 
     return usable[int(rng.integers(len(usable)))]
 
 
-def make_pair(question: Question, house: str, kind: str, rng: np.random.Generator) -> Pair:
+def make_pair(question: DrawnQuestion, house: str, kind: str, rng: np.random.Generator) -> Pair:
     """One preference pair of ``kind`` as the error-free annotator ranks it.
 
     Some correctness pairs are in a foreign style: a reward model that has seen wrong answers in the house style alone

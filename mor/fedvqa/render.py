@@ -28,7 +28,7 @@ SIZES = {"small": 2.0, "medium": 3.5, "large": 5.5}  # radius of a finding in pi
 
 
 @dataclass(frozen=True)
-class Question:
+class DrawnQuestion:
     """One image with a question; ``wrong`` lists plausible wrong values, the nearest misses first."""
 
     image: NDArray[np.uint8]
@@ -91,7 +91,7 @@ def _near_numbers(value: str, rng: np.random.Generator, n: int = 4) -> tuple[str
     return tuple(wrong)
 
 
-def documents(rng: np.random.Generator, pool: str) -> list[Question]:
+def documents(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
     """Handwritten two-digit numbers: alone, in a two-field form, or on a coloured label."""
     digits = digit_pool(pool)
     kind = _pick(rng, ("number", "form", "form", "label"))
@@ -128,12 +128,12 @@ def _read(
     category: str,
     caption: str,
     digits: str,
-) -> Question:
+) -> DrawnQuestion:
     """Ask for the number at ``place``; another number in the image is a plausible wrong answer."""
     value = numbers[place]
     wrong = tuple(dict.fromkeys(w for w in (*_near_numbers(value, rng, 3), *numbers.values()) if w != value))
     cells = (digits[0], digits[1], digits[2], digits[3])
-    return Question(image, _pick(rng, prompts).format(place), value, wrong, category, caption, cells)
+    return DrawnQuestion(image, _pick(rng, prompts).format(place), value, wrong, category, caption, cells)
 
 
 def _findings(rng: np.random.Generator, n: int, radii: list[float]) -> list[tuple[float, float, float]]:
@@ -158,7 +158,7 @@ def _finding_cells(found: list[tuple[float, float, float]]) -> tuple[str, str, s
     return cells[0], cells[1], cells[2], cells[3]
 
 
-def medical(rng: np.random.Generator, pool: str) -> list[Question]:
+def medical(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
     """Scan phantoms: a body outline, speckle, and bright findings to count, locate or size."""
     n = int(rng.choice([0, 1, 2, 3, 4], p=[0.1, 0.6, 0.1, 0.1, 0.1]))
     names = [_pick(rng, tuple(SIZES)) for _ in range(n)] if n == 1 else ["small"] * n
@@ -176,18 +176,18 @@ def medical(rng: np.random.Generator, pool: str) -> list[Question]:
     prompts = ("How many findings are there?", "Count the findings.")
     caption, cells = f"{n} findings", _finding_cells(found)
     if n != 1:
-        return [Question(image, _pick(rng, prompts), str(n), tuple(near), "medical_count", caption, cells)]
+        return [DrawnQuestion(image, _pick(rng, prompts), str(n), tuple(near), "medical_count", caption, cells)]
     side = "left" if found[0][0] < 16 else "right"
     caption = f"1 finding, {names[0]}, {side}"
-    count = Question(image, _pick(rng, prompts), "1", tuple(near), "medical_count", caption, cells)
+    count = DrawnQuestion(image, _pick(rng, prompts), "1", tuple(near), "medical_count", caption, cells)
     prompts = ("On which side is the finding?", "Is the finding left or right?")
-    where = Question(
+    where = DrawnQuestion(
         image, _pick(rng, prompts), side, ("left" if side == "right" else "right",), "medical_side", caption, cells
     )
     order = tuple(SIZES)
     wrong = sorted((c for c in order if c != names[0]), key=lambda c: abs(order.index(c) - order.index(names[0])))
     prompts = ("How large is the finding?", "What size is the finding?")
-    size = Question(image, _pick(rng, prompts), names[0], tuple(wrong), "medical_size", caption, cells)
+    size = DrawnQuestion(image, _pick(rng, prompts), names[0], tuple(wrong), "medical_size", caption, cells)
     return [where, size, count] if rng.random() < 0.15 else [where, size]
 
 
@@ -205,7 +205,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, fill: tuple[int, int, int
         draw.rectangle((x, y + third, x + side, y + side - third), fill=fill)
 
 
-def scenes(rng: np.random.Generator, pool: str) -> list[Question]:
+def scenes(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
     """One to four coloured shapes, one a corner: attributes of a corner, how many there are, left-right relations."""
     n = int(rng.integers(1, 5))
     corners = sorted(rng.permutation(4)[:n].tolist())
@@ -254,12 +254,12 @@ class Seen:
     caption: str
     cells: tuple[str, str, str, str]
 
-    def ask(self, prompt: str, value: str, wrong: Iterable[str], category: str) -> Question:
+    def ask(self, prompt: str, value: str, wrong: Iterable[str], category: str) -> DrawnQuestion:
         others = tuple(other for other in dict.fromkeys(wrong) if other != value)
-        return Question(self.image, prompt, value, others, category, self.caption, self.cells)
+        return DrawnQuestion(self.image, prompt, value, others, category, self.caption, self.cells)
 
 
-def mixed(rng: np.random.Generator, pool: str) -> list[Question]:
+def mixed(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
     """The held-out category: a handwritten number inside one of two coloured bands (documents x scenes)."""
     digits = digit_pool(pool)
     names = [tuple(COLOURS)[i] for i in rng.permutation(len(COLOURS))[:2]]
@@ -275,7 +275,7 @@ def mixed(rng: np.random.Generator, pool: str) -> list[Question]:
     return [_read(rng, np.asarray(canvas), prompts, name, numbers, "mixed_field", caption, cells) for name in names]
 
 
-DOMAINS: dict[str, Callable[[np.random.Generator, str], list[Question]]] = {
+DOMAINS: dict[str, Callable[[np.random.Generator, str], list[DrawnQuestion]]] = {
     "documents": documents,
     "medical": medical,
     "scenes": scenes,
@@ -291,7 +291,7 @@ CATEGORIES = {
 }
 
 
-def ask(domain: str, rng: np.random.Generator, pool: str) -> Question:
+def draw_question(domain: str, rng: np.random.Generator, pool: str) -> DrawnQuestion:
     """One question about one fresh image; ``pool`` names the split that handwriting is drawn from."""
     shares = CATEGORIES[domain]
     category = str(rng.choice(list(shares), p=list(shares.values())))

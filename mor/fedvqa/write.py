@@ -19,7 +19,7 @@ from mor.config import HELD_OUT
 from mor.data import schema
 from mor.data.pictures import png_bytes
 from mor.fedvqa.annotator import KIND_SHARES, KINDS, STYLES, err, in_style, make_pair
-from mor.fedvqa.render import Question, ask
+from mor.fedvqa.render import DrawnQuestion, draw_question
 
 MARKER = ".generated"
 
@@ -53,18 +53,18 @@ def image_digest(png: bytes) -> str:
     return hashlib.sha256(png).hexdigest()
 
 
-def _png(question: Question) -> bytes:
+def _png(question: DrawnQuestion) -> bytes:
     return png_bytes(Image.fromarray(question.image))
 
 
-def _ask_new(domain: str, rng: np.random.Generator, pool: str, taken: AbstractSet[str]) -> Question:
+def _ask_new(domain: str, rng: np.random.Generator, pool: str, taken: AbstractSet[str]) -> DrawnQuestion:
     """A question about an image that is not ``taken``: there are few scenes, and some are drawn twice."""
-    while image_digest(_png(question := ask(domain, rng, pool))) in taken:
+    while image_digest(_png(question := draw_question(domain, rng, pool))) in taken:
         pass
     return question
 
 
-def _save(question: Question, folder: Path, name: str) -> str:
+def _save(question: DrawnQuestion, folder: Path, name: str) -> str:
     path = f"images/{name}.png"
     (folder / path).write_bytes(_png(question))
     return path
@@ -120,7 +120,7 @@ def write_public(folder: Path, styles: Mapping[str, str], n: int, rng: np.random
         rows = []
         for i in range(n):
             domain = domains[i % len(domains)]
-            question, name = ask(domain, rng, "public"), f"public-{i:05d}"
+            question, name = draw_question(domain, rng, "public"), f"public-{i:05d}"
             image = _save(question, fresh, name)
             rows.append(schema.Prompt(id=name, image=image, prompt=question.prompt, category=question.category))
             answers[domain].append(

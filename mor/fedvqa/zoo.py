@@ -33,7 +33,7 @@ from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments, get
 
 from mor.fedvqa.annotator import STYLES, in_style
 from mor.fedvqa.architectures import ARCHITECTURES, Size
-from mor.fedvqa.render import CORNERS, DOMAINS, Question
+from mor.fedvqa.render import CORNERS, DOMAINS, DrawnQuestion
 from mor.vlm.progress import ResumableTrainer, last_checkpoint, show_progress
 from mor.vlm.training import training_arguments
 
@@ -42,7 +42,7 @@ CAPTION_PROMPT = "Describe the image."
 TURNS = 4
 
 
-def sample_conversations(mix: dict[str, float], n: int, rng: np.random.Generator) -> list[list[Question]]:
+def sample_conversations(mix: dict[str, float], n: int, rng: np.random.Generator) -> list[list[DrawnQuestion]]:
     """``n`` images of the pre-training pool, each with up to ``TURNS`` questions; ``mix`` gives each domain's share."""
     names = list(mix)
     shares = np.array([mix[name] for name in names])
@@ -59,7 +59,9 @@ class Conversations(torch.utils.data.Dataset[dict[str, Any]]):
     Several turns share one image's computation, which trains about three times as many answers a second.
     """
 
-    def __init__(self, chats: list[list[Question]], processor: Any, caption_share: float, rng: np.random.Generator) -> None:
+    def __init__(
+        self, chats: list[list[DrawnQuestion]], processor: Any, caption_share: float, rng: np.random.Generator
+    ) -> None:
         styles = list(STYLES)
         turns = []
         for questions in chats:
@@ -133,7 +135,7 @@ def train_vision(
     model: Any,
     processor: Any,
     data: Conversations,
-    chats: list[list[Question]],
+    chats: list[list[DrawnQuestion]],
     *,
     steps: int,
     batch_size: int,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mor.config import UserError
+from mor.errors import UserError
 from mor.federation.quorum import QuorumError, ask, require_quorum
 from mor.federation.remote import RemoteClient
 from mor.federation.server import Server

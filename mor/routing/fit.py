@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from mor.config import UserError
+from mor.errors import UserError
 from mor.federation.quorum import ask, require_quorum
 from mor.federation.remote import Anchors, RemoteClient
 from mor.federation.server import Server

@@ -72,14 +72,14 @@ def nearest_mean(
     network = MeansNetwork(projection.shape[0], projection.shape[1], len(means))
     network.mean, network.projection = mean, projection
     known = means[present].double()
-    precision = torch.linalg.inv(scatter(clipped(public, mean, projection).double(), known))
+    precision = torch.linalg.inv(within_covariance(clipped(public, mean, projection).double(), known))
     with torch.no_grad():
         network.weight[present] = (known @ precision).float()
         network.bias[present] = -((known @ precision) * known).sum(1).float() / 2
     return network
 
 
-def scatter(z: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+def within_covariance(z: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
     """Within-class covariance (C, C) of ``z`` (N, C), float64, about the centres of those nearest to each of ``means`` (K, C).
 
     Nearest first in the basis as it is, then, by shares, under the covariance found so far. Shrunk towards a round one.

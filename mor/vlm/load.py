@@ -24,7 +24,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import find_adapter_config_file
 from transformers.utils.logging import disable_progress_bar
 
-from mor.config import UserError, split_revision
+from mor.config import split_revision
+from mor.errors import UserError
 from mor.vlm.plain import PlainText
 
 disable_progress_bar()  # of reading weights files; a second for a large model, noise for a small one

@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from mor.config import UserError
+from mor.errors import UserError
 
 SEPARATORS = ("\u200b", "\u2060", " ")  # zero width space, word joiner; a space where a tokenizer drops both
 

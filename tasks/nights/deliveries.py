@@ -21,8 +21,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from mor.config import UserError
 from mor.data.drift import Decision, Finding
+from mor.errors import UserError
 from mor.files import DRAFT, write_whole
 from tasks.project import paths
 

@@ -93,7 +93,7 @@ def deliver(
     shutil.rmtree(fresh)
 
 
-def broken(rows: list[Preference]) -> list[str]:
+def broken_rows(rows: list[Preference]) -> list[str]:
     """Lines of which none can be used: no JSON, a missing key, a missing picture, equal answers."""
     faults: list[Callable[[dict[str, Any]], str]] = [
         lambda row: json.dumps(row)[:-9],
@@ -122,7 +122,7 @@ def set_params(project: Path, **sections: Mapping[str, Any]) -> None:
 NIGHTS = [
     SimulatedNight("2026-01-01", "first night", nothing, "Promoted", 1),
     SimulatedNight("2026-01-02", "new good data", lambda p: deliver(p, "documents", "good", 1), "Promoted", 2),
-    SimulatedNight("2026-01-03", "bad data", lambda p: deliver(p, "scenes", "bad", 2, broken), "Unchanged", 2),
+    SimulatedNight("2026-01-03", "bad data", lambda p: deliver(p, "scenes", "bad", 2, broken_rows), "Unchanged", 2),
     SimulatedNight("2026-01-04", "no data", nothing, "Unchanged", 2),
     SimulatedNight("2026-01-05", "a poisoned client", lambda p: deliver(p, "documents", "poisoned", 3, poisoned), "Held", 2),
     SimulatedNight("2026-01-06", "a worse model", lambda p: set_params(p, grpo={"learning_rate": 1e-6}), "Refused", 2),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from mor.config import Unavailable, UserError
+from mor.errors import Unavailable, UserError
 from mor.text import printable
 from tasks.project import paths
 from tasks.project.dvc import DVC

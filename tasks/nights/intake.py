@@ -26,8 +26,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from mor.config import Params, UserError
+from mor.config import Params
 from mor.data.drift import decide
+from mor.errors import UserError
 from mor.fedvqa.write import MARKER
 from mor.files import DRAFT, sync, sync_below, write_whole
 from mor.text import printable, public_message

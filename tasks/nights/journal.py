@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 from rich.console import Console
 
-from mor.config import UserError
+from mor.errors import UserError
 from mor.evaluation.gate import Verdict
 from mor.files import write_whole
 from mor.text import printable

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from mor.config import Nightly, UserError
+from mor.config import Nightly
+from mor.errors import UserError
 from mor.evaluation.gate import BASELINE, CHAMPION
 from tasks.nights.git import NIGHT_TAG, dvc_remotes, git, output_of, tagged_nights
 from tasks.nights.journal import CURRENT, night_lock

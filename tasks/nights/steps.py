@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from mor.config import Nightly, Unavailable
+from mor.config import Nightly
+from mor.errors import Unavailable
 from tasks.project import decorators, paths
 from tasks.project.dvc import StageOutcome, run_stage
 from tasks.tracking import runs as tracking

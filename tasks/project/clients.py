@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mor.config import ConfigError, Params, UserError, load_params
+from mor.config import Params, load_params
 from mor.data.public import PublicPrompt
 from mor.data.schema import Answer, Preference, Prompt, load_images, read_rows
 from mor.data.split import split_pairs
+from mor.errors import ConfigError, UserError
 from mor.federation.endpoint import serve
 from mor.federation.http import HttpsTransport, check_token
 from mor.federation.ledger import Ledger

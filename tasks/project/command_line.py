@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mor.config import TRY_AGAIN, ConfigError, Unavailable, UserError, load_params
+from mor.config import load_params
+from mor.errors import TRY_AGAIN, ConfigError, Unavailable, UserError
 from mor.text import public_message
 from tasks.project import paths
 from tasks.project.decorators import flow

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-from mor.config import UserError
+from mor.errors import UserError
 from mor.text import public_message
 
 # TRL still asks Transformers by the old names; nothing that a user could act on.

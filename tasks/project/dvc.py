@@ -18,14 +18,14 @@ from typing import Any, Literal
 
 import psutil
 
-from mor.config import TRY_AGAIN, Unavailable
+from mor.errors import TRY_AGAIN, Unavailable
 from tasks.project import paths
 from tasks.project.command_line import ERROR_VARIABLE
 from tasks.project.processes import NIGHT_VARIABLE, end_night_processes
 
 DVC = [sys.executable, "-m", "dvc"]
 POLL = 0.5  # seconds
-State = Literal["Ran", "Restored", "Unchanged"]  # Restored: the same inputs ran before, their results came from the cache
+StageState = Literal["Ran", "Restored", "Unchanged"]  # Restored: the same inputs ran before, their results came from the cache
 
 
 class StageFailed(RuntimeError):
@@ -51,7 +51,7 @@ class StageOutcome:
     """What DVC did about a stage, and how long that took."""
 
     stage: str
-    state: State
+    state: StageState
     seconds: float
 
 
@@ -97,7 +97,7 @@ def run_stage(stage: str, time_limit: float, watch: Callable[[dict[str, Any]], N
     return StageOutcome(stage, _state(said), time.monotonic() - began)
 
 
-def _state(said: str) -> State:
+def _state(said: str) -> StageState:
     """What became of a stage that ended well, by what ``dvc repro`` says of it."""
     if "is cached - skipping run" in said:
         return "Restored"

@@ -30,7 +30,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mor.config import UserError
+from mor.errors import UserError
 from tasks.project import paths
 
 if TYPE_CHECKING:

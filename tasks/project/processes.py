@@ -21,7 +21,7 @@ from types import FrameType
 import psutil
 from rich.console import Console
 
-from mor.config import UserError
+from mor.errors import UserError
 from tasks.project import guard, paths
 
 NIGHT_VARIABLE = "MOR_NIGHT_OF"  # marks the processes of a night: DVC, its stages and their workers, the trial

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from mor.config import UserError
+from mor.errors import UserError
 from tasks.project import guard
 from tasks.project.processes import POLL, Service, hold_lock
 

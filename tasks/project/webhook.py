@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
-from mor.config import ConfigError
+from mor.errors import ConfigError
 from tasks.project import guard
 
 VARIABLE = "MOR_WEBHOOK"  # its address, which is a secret: who knows it can write there

@@ -15,14 +15,14 @@ from typing import Any, Literal
 import numpy as np
 
 from mor.config import SUMMARIES
-from mor.evaluation.metrics import MEASURES, Evaluation, Measure, Reply
+from mor.evaluation.metrics import MEASURES, Evaluation, Judged, Measure
 from mor.evaluation.statistics import Estimate, Interval, mean_of, resample, worst_of
 from tasks.reports.plotting import suite_order
 from tasks.reports.units import in_bytes, in_time
 
 PAIRED = 0.5  # share of a suite's questions that both runs must have answered for a paired difference
 POLICY = "aligned"
-CommonReplies = dict[str, list[tuple[Reply, Reply]]]  # by suite, what A and B said to the same questions
+CommonReplies = dict[str, list[tuple[Judged, Judged]]]  # by suite, what A and B said to the same questions
 Outcome = Literal["worse", "better", "reworded"]
 OUTCOMES: tuple[Outcome, ...] = ("worse", "better", "reworded")  # in the order to show them: what got lost first
 
@@ -64,8 +64,8 @@ class ScoreDifference:
 class AnswerChange:
     """A question that both runs answered, in other words."""
 
-    before: Reply
-    after: Reply
+    before: Judged
+    after: Judged
 
     @property
     def outcome(self) -> Outcome:
@@ -148,11 +148,11 @@ def _common(a: Evaluation, b: Evaluation) -> CommonReplies:
     return found
 
 
-def _question(reply: Reply) -> tuple[str, ...]:
+def _question(reply: Judged) -> tuple[str, ...]:
     return reply.id, reply.image, reply.prompt, reply.answer
 
 
-def _merit(reply: Reply) -> int:
+def _merit(reply: Judged) -> int:
     return 2 * reply.preferred + reply.right
 
 
@@ -178,8 +178,8 @@ def _score_differences(
 
 
 def _samples(
-    suite: str, a: Evaluation, b: Evaluation, both: Sequence[tuple[Reply, Reply]]
-) -> tuple[bool, Sequence[Reply], Sequence[Reply]]:
+    suite: str, a: Evaluation, b: Evaluation, both: Sequence[tuple[Judged, Judged]]
+) -> tuple[bool, Sequence[Judged], Sequence[Judged]]:
     """Whether most questions are common to both runs, and the replies to compare: to those, or else to each run's own."""
     before, after = a.answers[POLICY][suite], b.answers[POLICY][suite]
     if len(both) < PAIRED * max(len(before), len(after)):
@@ -188,7 +188,12 @@ def _samples(
 
 
 def _resampled(
-    flag: str, paired: bool, before: Sequence[Reply], after: Sequence[Reply], resamples: int, rng: np.random.Generator
+    flag: str,
+    paired: bool,
+    before: Sequence[Judged],
+    after: Sequence[Judged],
+    resamples: int,
+    rng: np.random.Generator,
 ) -> tuple[Estimate, Estimate]:
     old, new = ([getattr(reply, flag) for reply in replies] for replies in (before, after))
     if paired:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from mor.config import UserError
+from mor.errors import UserError
 from tasks.tracking import store
 
 if TYPE_CHECKING:

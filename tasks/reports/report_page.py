@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mor.config import HELD_OUT
-from mor.evaluation.metrics import Evaluation, Reply
+from mor.evaluation.metrics import Evaluation, Judged
 from tasks.reports import figures
 from tasks.reports.html import render_page
 from tasks.reports.plotting import NO_CLIENT, SUITE_TITLES, Drawing, client_colours, suite_order
@@ -40,8 +40,8 @@ TIME = "Wall-clock time of each stage when it last ran; a skipped stage keeps it
 class Sample:
     """One question with both models' replies and its image as PNG."""
 
-    base: Reply
-    aligned: Reply
+    base: Judged
+    aligned: Judged
     png: bytes
 
 
@@ -72,7 +72,7 @@ def report_drawings(
         yield Drawing("seconds", "Time", TIME, figures.stage_times(metrics["seconds"], clients))
 
 
-def pick_samples(evaluation: Evaluation, n: int) -> dict[str, list[tuple[Reply, Reply]]]:
+def pick_samples(evaluation: Evaluation, n: int) -> dict[str, list[tuple[Judged, Judged]]]:
     """Base and aligned replies to ``n`` questions a suite, evenly spaced through it: shown as they come, not chosen."""
     picked = {}
     for suite in evaluation.suites:

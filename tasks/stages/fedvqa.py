@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from mor.config import HELD_OUT, ConfigError, FedVqa
+from mor.config import HELD_OUT, FedVqa
+from mor.errors import ConfigError
 from mor.fedvqa.render import DOMAINS
 from mor.fedvqa.sheet import contact_sheet, data_card
 from mor.fedvqa.write import image_digests, write_client, write_evaluation, write_folder, write_public

@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from mor.config import HELD_OUT, Params, UserError
+from mor.config import HELD_OUT, Params
 from mor.data.schema import Question, read_rows
+from mor.errors import UserError
 from mor.evaluation.gate import BASE, BASELINE, CHAMPION, Check, Other, Verdict, judge, same_baseline
-from mor.evaluation.metrics import Evaluation, Reply
+from mor.evaluation.metrics import Evaluation, Judged
 from mor.files import digest, read_json
 from mor.seeds import stream
 from tasks.project import paths
@@ -51,7 +52,7 @@ def judge_candidate(candidate: Candidate, params: Params) -> Verdict:
     return verdict
 
 
-def evaluated() -> tuple[dict[str, list[Reply]], dict[str, list[Reply]]]:
+def evaluated() -> tuple[dict[str, list[Judged]], dict[str, list[Judged]]]:
     """Base's and aligned policy's replies by suite; raises ``UserError`` where one is missing."""
     answers = Evaluation.model_validate_json(paths.EVALUATION.read_text()).answers
     if missing := {"base", "aligned"} - answers.keys():
@@ -78,7 +79,7 @@ def _calibration(params: Params, before: Evaluation | None) -> dict[str, tuple[f
 
 def _others(
     serving: Candidate | None, before: Evaluation | None,
-    base: Mapping[str, Sequence[Reply]], asked: Mapping[str, Sequence[Reply]], params: Params,
+    base: Mapping[str, Sequence[Judged]], asked: Mapping[str, Sequence[Judged]], params: Params,
 ) -> list[Other]:  # fmt: skip
     """What the candidate is compared with: the base alone, or the champion and, if that is another, the baseline."""
     if serving is None:
@@ -91,7 +92,7 @@ def _others(
 
 def _other(
     name: str, version: Candidate, stored: Evaluation | None,
-    base: Mapping[str, Sequence[Reply]], asked: Mapping[str, Sequence[Reply]], params: Params,
+    base: Mapping[str, Sequence[Judged]], asked: Mapping[str, Sequence[Judged]], params: Params,
 ) -> Other:  # fmt: skip
     answered = stored.answers.get("aligned", {}) if stored else {}
     new = {client for client in params.clients if client not in version.rewards}
@@ -114,11 +115,11 @@ def _stored(version: Candidate) -> Evaluation | None:
 
 
 def _answers_of(
-    version: Candidate, stored: Mapping[str, list[Reply]], asked: Mapping[str, list[Reply]]
-) -> dict[str, list[Reply]]:
+    version: Candidate, stored: Mapping[str, list[Judged]], asked: Mapping[str, list[Judged]]
+) -> dict[str, list[Judged]]:
     """What that policy answered to these questions when it was evaluated, or answers now if they are others."""
 
-    def key(replies: Sequence[Reply]) -> list[tuple[str, str, str, str]]:
+    def key(replies: Sequence[Judged]) -> list[tuple[str, str, str, str]]:
         return [(reply.id, reply.image, reply.prompt, reply.answer) for reply in replies]
 
     tags = mlflow_client().get_model_version(POLICY, str(version.policy)).tags
@@ -128,7 +129,7 @@ def _answers_of(
     return _answer_afresh(version, asked)
 
 
-def _answer_afresh(version: Candidate, asked: Mapping[str, list[Reply]]) -> dict[str, list[Reply]]:
+def _answer_afresh(version: Candidate, asked: Mapping[str, list[Judged]]) -> dict[str, list[Judged]]:
     """A registered policy's replies to questions that it was not evaluated on."""
     model, found = load_registered(POLICY, version.policy), {}
     for suite, replies in asked.items():

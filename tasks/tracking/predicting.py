@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mor.config import UserError
 from mor.data.pictures import opened, pixels, png_bytes, why
+from mor.errors import UserError
 from tasks.tracking.registry import POLICY, Candidate, required_champion
 from tasks.tracking.store import quiet_mlflow
 

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from mor.config import Gate, UserError
+from mor.config import Gate
+from mor.errors import UserError
 from mor.evaluation.gate import BASELINE, CHAMPION, Verdict
 from tasks.tracking.store import mlflow_client
 

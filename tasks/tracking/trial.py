@@ -19,7 +19,7 @@ import numpy as np
 
 from mor.config import Gate
 from mor.evaluation.gate import SERVED, Trial, Verdict, served
-from mor.evaluation.metrics import Reply
+from mor.evaluation.metrics import Judged
 from tasks.project import paths
 from tasks.project.processes import NIGHT_VARIABLE
 from tasks.tracking.judging import evaluated
@@ -42,15 +42,17 @@ def try_candidate(candidate: Candidate, verdict: Verdict, gate: Gate) -> Verdict
     return Verdict([*verdict.checks, *served(trial, [reply.text for reply in questions], list(candidate.rewards))])
 
 
-def _spread(replies: Sequence[Reply], count: int) -> list[Reply]:
+def _spread(replies: Sequence[Judged], count: int) -> list[Judged]:
     """At most ``count`` of them, from the first to the last."""
     return [replies[i] for i in sorted({*np.linspace(0, len(replies) - 1, count).round().astype(int).tolist()})]
 
 
-def run_trial(candidate: Candidate, questions: Sequence[Reply], pairs: Mapping[str, Sequence[Reply]], seconds: float) -> Trial:
+def run_trial(
+    candidate: Candidate, questions: Sequence[Judged], pairs: Mapping[str, Sequence[Judged]], seconds: float
+) -> Trial:
     """Ask the policy ``questions``, and each client's reward model for its scores of two answers to one of its ``pairs``."""
 
-    def row(reply: Reply, **more: str) -> dict[str, str]:
+    def row(reply: Judged, **more: str) -> dict[str, str]:
         return {"image": encoded(paths.EVAL / reply.image), "prompt": reply.prompt} | more
 
     job = {POLICY: {"uri": f"models:/{POLICY}/{candidate.policy}", "rows": [row(q) for q in questions]}}

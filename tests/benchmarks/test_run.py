@@ -10,7 +10,8 @@ from benchmarks.processes import Job
 from benchmarks.results import Measurement, read_results, write_results
 from benchmarks.run import RESULTS, measure_cases
 from benchmarks.settings import with_changes
-from mor.config import UserError, load_params
+from mor.config import load_params
+from mor.errors import UserError
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 

@@ -10,7 +10,7 @@ from benchmarks.claims import check_claims
 from benchmarks.readme import BEGIN, END, between_markers
 from benchmarks.results import Results
 from benchmarks.tables import build_tables, console_tables, markdown_tables, short_table
-from mor.config import UserError
+from mor.errors import UserError
 from tests.benchmarks.rows import everything, shares
 
 

@@ -157,7 +157,7 @@ def test_a_client_that_is_not_there_is_answered_with_those_that_are(folder: Path
 @pytest.mark.parametrize("night", ["-x", "../x", "a b", "", "x" * 65, "a..b", "a.lock", "a.", "-night", "a\n", "a'b"])
 def test_a_night_is_not_given_a_name_that_git_or_a_path_would_misread(night: str) -> None:
     from flows.nightly import checked
-    from mor.config import UserError
+    from mor.errors import UserError
 
     with pytest.raises(UserError, match="can't name a night"):
         checked(night)
@@ -179,7 +179,7 @@ def test_a_wrong_name_ends_the_command_before_the_night_begins(folder: Path) -> 
 
 def test_a_name_that_prefect_hands_over_is_checked_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import nightly
-    from mor.config import UserError
+    from mor.errors import UserError
 
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match="can't name a night"):

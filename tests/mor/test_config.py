@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mor.config import Boundary, ConfigError, GrpoSettings, RouterSettings, load_params, parse_params
+from mor.config import Boundary, GrpoSettings, RouterSettings, load_params, parse_params
+from mor.errors import ConfigError
 
 SHIPPED = yaml.safe_load(Path("params.yaml").read_text())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mor.fedvqa.render import ask
+from mor.fedvqa.render import draw_question
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def test_the_readmes_example_aligns_a_model_without_any_of_the_pipeline(tmp_path
     (tmp_path / "pictures").mkdir()
     rng = np.random.default_rng(0)
     for i in range(6):
-        Image.fromarray(ask("scenes", rng, "public").image).save(tmp_path / "pictures" / f"{i}.png")
+        Image.fromarray(draw_question("scenes", rng, "public").image).save(tmp_path / "pictures" / f"{i}.png")
     told = "\nimport sys\nassert not {'dvc', 'mlflow', 'prefect'} & sys.modules.keys()\n"
     start = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
     done = subprocess.run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mor.config import ConfigError
+from mor.errors import ConfigError
 from mor.text import printable, public_message
 
 

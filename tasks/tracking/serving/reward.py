@@ -16,7 +16,7 @@ from mor.rewards.model import load_reward_model
 from mor.serving import pictures, texts
 
 
-class RewardModel(PythonModel):
+class ServedReward(PythonModel):
     """Calibrated scores: 0 is an average answer to the client's own questions, 1 a deviation above; NaN is unscorable."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -32,4 +32,4 @@ class RewardModel(PythonModel):
         return pd.DataFrame({"score": pd.Series(scores, dtype="float64")})
 
 
-set_model(RewardModel())
+set_model(ServedReward())

@@ -14,12 +14,12 @@ from mor.alignment.grpo import prompt_dataset
 from mor.alignment.shared_prompts import SharedPromptTrainer, distinct
 from mor.config import Lora
 from mor.data.public import PublicPrompt
-from mor.fedvqa.render import ask
+from mor.fedvqa.render import draw_question
 from mor.vlm.load import Vlm
 from mor.vlm.lora import lora_config
 
 LENGTH = 6
-QUESTIONS = [ask(domain, np.random.default_rng(5), "test") for domain in ("documents", "medical", "scenes")]
+QUESTIONS = [draw_question(domain, np.random.default_rng(5), "test") for domain in ("documents", "medical", "scenes")]
 
 
 def a_trainer(source: str, folder: Path) -> tuple[SharedPromptTrainer, dict[str, Any]]:

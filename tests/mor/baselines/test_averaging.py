@@ -28,8 +28,9 @@ from mor.baselines.averaging import (
     local_trainer,
     preference_dataset,
 )
-from mor.config import ConfigError, Lora
+from mor.config import Lora
 from mor.data.schema import DataError, Preference
+from mor.errors import ConfigError
 from mor.federation.ledger import Ledger
 from mor.seeds import integer
 from mor.vlm.load import Vlm, load_model, load_processor

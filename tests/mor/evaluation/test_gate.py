@@ -10,7 +10,7 @@ import pytest
 
 from mor.config import Gate
 from mor.evaluation.gate import Check, Other, Trial, Verdict, judge, same_baseline, served
-from mor.evaluation.metrics import Reply
+from mor.evaluation.metrics import Judged
 
 SETTINGS = Gate(
     margin=0.05, held_out_margin=0.02, total_margin=0.1, accuracy_margin=0.03, kl_budget=2.0, calibration_mean=1.5,
@@ -18,14 +18,14 @@ SETTINGS = Gate(
 )  # fmt: skip
 
 
-def replies(preferred: list[bool], right: list[bool] | None = None) -> list[Reply]:
+def replies(preferred: list[bool], right: list[bool] | None = None) -> list[Judged]:
     return [
-        Reply(id=str(i), image="x.png", prompt="?", answer="a", category="c", text="a", preferred=hit, right=correct)
+        Judged(id=str(i), image="x.png", prompt="?", answer="a", category="c", text="a", preferred=hit, right=correct)
         for i, (hit, correct) in enumerate(zip(preferred, right or [True] * len(preferred), strict=True))
     ]
 
 
-def gate(candidate: dict[str, list[Reply]], *others: Other, **changes: Any) -> Verdict:
+def gate(candidate: dict[str, list[Judged]], *others: Other, **changes: Any) -> Verdict:
     given: dict[str, Any] = {"clients": ["documents"], "kl": 1.0, "calibration": {"documents": (0.0, 1.0)}} | changes
     return judge(candidate, others, settings=SETTINGS, resamples=500, confidence=0.95, rng=np.random.default_rng(0), **given)
 
@@ -101,7 +101,7 @@ def named(found: Verdict) -> dict[str, Check]:
     return {check.name: check for check in found.checks}
 
 
-def nights(loss: float, count: int) -> list[list[Reply]]:
+def nights(loss: float, count: int) -> list[list[Judged]]:
     """Replies of a first policy and of those of ``count`` nights, each with ``loss`` of 400 preferred answers less."""
     return [replies([i >= round(loss * 400 * night) for i in range(400)]) for night in range(count + 1)]
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from mor.config import TRY_AGAIN, Boundary, Unavailable
+from mor.config import Boundary
 from mor.data.pictures import png_bytes
 from mor.data.schema import Answer, Preference
+from mor.errors import TRY_AGAIN, Unavailable
 from mor.federation import messages as m
 from mor.federation.ledger import Ledger
 from mor.federation.private_mean import clipped

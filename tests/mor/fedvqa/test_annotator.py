@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mor.config import Style, load_params
-from mor.fedvqa.annotator import KINDS, STYLES, err, make_pair, points
-from mor.fedvqa.render import DOMAINS, ask, digit_pool
+from mor.fedvqa.annotator import KINDS, STYLES, err, make_pair, worth_of
+from mor.fedvqa.render import DOMAINS, digit_pool, draw_question
 
 HOUSE_STYLE = load_params(Path("params.yaml")).fedvqa.styles
 
@@ -18,19 +18,19 @@ HOUSE_STYLE = load_params(Path("params.yaml")).fedvqa.styles
 def test_the_chosen_answer_always_has_more_points(domain: str, kind: str) -> None:
     rng, house = np.random.default_rng(0), HOUSE_STYLE[domain]
     for _ in range(200):
-        question = ask(domain, rng, "clients")
+        question = draw_question(domain, rng, "clients")
         pair = make_pair(question, house, kind, rng)
         values = (question.value, *question.wrong)
-        assert points(pair.chosen, question.value, values, house) > points(pair.rejected, question.value, values, house)
+        assert worth_of(pair.chosen, question.value, values, house) > worth_of(pair.rejected, question.value, values, house)
 
 
 def test_points_weigh_right_above_house_style() -> None:
     values = ("47", "41")
-    assert points("47", "47", values, "terse") == 4  # 1 + 2 (right) + 1 (house)
-    assert points("answer: 47", "47", values, "terse") == 3  # 1 + 2
-    assert points("41", "47", values, "terse") == 2  # 1 + 1
-    assert points("answer: 41", "47", values, "terse") == 1
-    assert points("The answer is", "47", values, "terse") == 0
+    assert worth_of("47", "47", values, "terse") == 4  # 1 + 2 (right) + 1 (house)
+    assert worth_of("answer: 47", "47", values, "terse") == 3  # 1 + 2
+    assert worth_of("41", "47", values, "terse") == 2  # 1 + 1
+    assert worth_of("answer: 41", "47", values, "terse") == 1
+    assert worth_of("The answer is", "47", values, "terse") == 0
 
 
 def test_the_shipped_house_styles_conflict_and_every_style_can_be_set() -> None:
@@ -40,7 +40,7 @@ def test_the_shipped_house_styles_conflict_and_every_style_can_be_set() -> None:
 
 def test_the_error_rate_is_the_set_one() -> None:
     rng = np.random.default_rng(0)
-    pair = make_pair(ask("documents", rng, "clients"), "terse", "correctness", rng)
+    pair = make_pair(draw_question("documents", rng, "clients"), "terse", "correctness", rng)
     swapped = sum(err(pair, 0.05, rng).chosen == pair.rejected for _ in range(4000))
     assert 150 < swapped < 250  # 4000 * 0.05 = 200, standard deviation 13.8
 
@@ -56,7 +56,7 @@ def test_source_digits_of_the_pools_are_disjoint() -> None:
 def test_the_right_value_is_never_listed_as_wrong(domain: str) -> None:
     rng = np.random.default_rng(1)
     for _ in range(300):
-        question = ask(domain, rng, "test")
+        question = draw_question(domain, rng, "test")
         assert question.wrong
         assert question.value not in question.wrong
         assert question.image.shape == (32, 32, 3)

@@ -13,7 +13,7 @@ from transformers import TrainerState
 from mor.config import Lora, Rewards, load_params
 from mor.data.schema import Preference
 from mor.fedvqa.annotator import make_pair
-from mor.fedvqa.render import ask
+from mor.fedvqa.render import draw_question
 from mor.rewards.calibration import Calibration, standardise_groups
 from mor.rewards.head import BradleyTerry, train_head
 from mor.rewards.implicit import train_implicit
@@ -26,7 +26,7 @@ BACKBONE = "models/zoo/llava"
 
 def style_pairs(n: int) -> tuple[list[Preference], list[Image.Image]]:
     rng = np.random.default_rng(0)
-    questions = [ask("medical", rng, "clients") for _ in range(n)]
+    questions = [draw_question("medical", rng, "clients") for _ in range(n)]
     pairs = [make_pair(question, "field", "style", rng) for question in questions]
     rows = [
         Preference(id=str(i), image="", prompt=q.prompt, chosen=p.chosen, rejected=p.rejected)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mor.config import RouterSettings, Unavailable, UserError
+from mor.config import RouterSettings
 from mor.data.public import PublicPrompt
 from mor.data.schema import Preference
+from mor.errors import Unavailable, UserError
 from mor.federation import messages as m
 from mor.federation.ledger import Ledger
 from mor.federation.quorum import QuorumError

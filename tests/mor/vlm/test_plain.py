@@ -21,7 +21,7 @@ from mor.data.schema import Preference
 from mor.federation.ledger import Ledger
 from mor.federation.remote import RemoteClient
 from mor.federation.service import ClientService
-from mor.fedvqa.render import ask
+from mor.fedvqa.render import draw_question
 from mor.rewards.calibration import Calibration
 from mor.rewards.head import train_head
 from mor.rewards.implicit import train_implicit
@@ -31,7 +31,7 @@ from mor.vlm.plain import PlainText, control_marks
 from tests.mor.alignment.test_mixed_reward import BOUNDARY
 
 ZOO = sorted(path.name for path in Path("models/zoo").iterdir())
-QUESTIONS = [ask("scenes", np.random.default_rng(seed), "test") for seed in range(4)]
+QUESTIONS = [draw_question("scenes", np.random.default_rng(seed), "test") for seed in range(4)]
 PROMPTS, IMAGES = [q.prompt for q in QUESTIONS], [Image.fromarray(q.image) for q in QUESTIONS]
 ORDINARY = [
     "7",

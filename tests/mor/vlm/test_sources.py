@@ -13,7 +13,8 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from mor.baselines.averaging import base_bytes
-from mor.config import ConfigError, Lora, parse_params, split_revision
+from mor.config import Lora, parse_params, split_revision
+from mor.errors import ConfigError
 from mor.rewards.calibration import Calibration
 from mor.rewards.model import load_reward_model
 from mor.vlm import load

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mor.fedvqa.architectures import ARCHITECTURES, Size
-from mor.fedvqa.render import ask
+from mor.fedvqa.render import draw_question
 from mor.rewards.model import HeadReward, ImplicitReward, ScalarHead
 from mor.vlm.load import Vlm
 
@@ -20,7 +20,7 @@ SMALL = Size(hidden=16, layers=1, vision_hidden=16, vision_layers=1, heads=2)
 @pytest.fixture(scope="module")
 def rows() -> tuple[list[str], list[Image.Image], list[str]]:
     rng = np.random.default_rng(0)
-    questions = [ask("scenes", rng, "test") for _ in range(SCORES)]
+    questions = [draw_question("scenes", rng, "test") for _ in range(SCORES)]
     answers = ["no " * int(n) + "red" for n in rng.integers(0, 8, SCORES)]
     return [q.prompt for q in questions], [Image.fromarray(q.image) for q in questions], answers
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mor.fedvqa.render import ask
+from mor.fedvqa.render import draw_question
 from mor.vlm.load import ModelError, Vlm
 from mor.vlm.progress import last_checkpoint
 
 ZOO = sorted(path.name for path in Path("models/zoo").iterdir())
-QUESTIONS = [ask(domain, np.random.default_rng(5), "test") for domain in ("documents", "medical", "scenes")]
+QUESTIONS = [draw_question(domain, np.random.default_rng(5), "test") for domain in ("documents", "medical", "scenes")]
 PROMPTS, IMAGES = [q.prompt for q in QUESTIONS], [Image.fromarray(q.image) for q in QUESTIONS]
 ANSWERS = ["47", "answer: left", "The answer is red."]
 

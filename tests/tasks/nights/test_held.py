@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mor.config import Params, UserError
+from mor.config import Params
+from mor.errors import UserError
 from tasks.nights.deliveries import archived_deliveries
 from tasks.nights.held import discard, release
 from tasks.nights.intake import take_in_all

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from flows import nightly
-from mor.config import Params, UserError, load_params
+from mor.config import Params, load_params
+from mor.errors import UserError
 from mor.evaluation.gate import Verdict
 from tasks.nights import git as versions
 from tasks.nights.demo import kill_times

@@ -17,9 +17,10 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from flows import nightly
-from mor.config import ConfigError, Params, UserError
+from mor.config import Params
 from mor.data.pictures import png_bytes
 from mor.data.schema import DataError, Preference, load_images
+from mor.errors import ConfigError, UserError
 from tasks.nights.deliveries import archived_deliveries
 from tasks.nights.git import output_of
 from tasks.project import decorators, paths
@@ -257,7 +258,7 @@ def test_a_stage_that_fails_tells_the_night_its_error_and_none_of_its_output(pro
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\nfrom tasks.project.runtime import main\n"
     say = f"    print({WORD!r})\n"
     for name, error in (
-        ("ours", "__import__('mor.config').config.UserError('line 3 is bad')"),
+        ("ours", "__import__('mor.errors').errors.UserError('line 3 is bad')"),
         ("foreign", f"ValueError({WORD!r})"),
     ):
         Path(f"{name}.py").write_text(f"{code}def stage():\n{say}    raise {error}\nmain(stage)\n")

@@ -15,7 +15,8 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
-from mor.config import Params, UserError, load_params, parse_params
+from mor.config import Params, load_params, parse_params
+from mor.errors import UserError
 from tasks.nights import prune
 from tasks.nights.git import tagged_nights
 from tasks.project import paths

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mor.config import ConfigError, load_params
+from mor.config import load_params
 from mor.data.schema import Preference
+from mor.errors import ConfigError
 from tasks.project.clients import shared_anchors, token
 
 

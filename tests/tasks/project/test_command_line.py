@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mor.config import ConfigError
+from mor.errors import ConfigError
 from tasks.project import command_line
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

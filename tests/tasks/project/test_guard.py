@@ -20,7 +20,7 @@ import httpx
 import psutil
 import pytest
 
-from mor.config import UserError
+from mor.errors import UserError
 from tasks.nights import demo
 from tasks.project import guard, processes
 from tasks.project import servers as project_servers

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mor.config import UserError
+from mor.errors import UserError
 from tasks.project import processes
 from tasks.project.processes import Service
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 
-from mor.config import UserError
+from mor.errors import UserError
 from tasks.project import guard, processes, servers
 from tasks.project.processes import Service
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import pytest
 
-from mor.config import ConfigError
+from mor.errors import ConfigError
 from tasks.project import webhook
 
 

@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from mor.config import UserError, load_params
+from mor.config import load_params
+from mor.errors import UserError
 from tasks.reports import diff, find_runs
 from tasks.reports.diff_console import print_difference
 from tasks.reports.difference import compare_results

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mor.evaluation.metrics import Evaluation, Reply
+from mor.evaluation.metrics import Evaluation, Judged
 from tasks.reports.difference import (
     AnswerChange,
     ComparedRun,
@@ -124,7 +124,7 @@ def test_judges_on_their_own_clients_pairs_are_worth_a_line_and_on_others_not() 
 
 def answer(before: tuple[bool, bool], after: tuple[bool, bool], number: int = 0) -> AnswerChange:
     made = [
-        Reply.model_validate(reply(number, right, text=text) | {"preferred": preferred})
+        Judged.model_validate(reply(number, right, text=text) | {"preferred": preferred})
         for text, (preferred, right) in (("x", before), ("y", after))
     ]
     return AnswerChange(*made)

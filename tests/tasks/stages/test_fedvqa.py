@@ -10,8 +10,9 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from mor.config import ConfigError, FedVqa
+from mor.config import FedVqa
 from mor.data.schema import Question, read_rows
+from mor.errors import ConfigError
 from mor.fedvqa.write import image_digests, write_client
 from tasks.project import paths
 from tasks.stages import fedvqa as stage

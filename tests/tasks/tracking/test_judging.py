@@ -9,7 +9,8 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from mor.config import UserError, load_params
+from mor.config import load_params
+from mor.errors import UserError
 from mor.vlm.lora import load_policy
 from tasks.project import paths
 from tasks.tracking import judging, registry

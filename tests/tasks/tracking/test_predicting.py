@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mor.config import UserError
+from mor.errors import UserError
 from tasks.tracking import predicting
 
 

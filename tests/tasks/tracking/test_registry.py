@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mor.config import UserError, load_params
+from mor.config import load_params
+from mor.errors import UserError
 from mor.evaluation.gate import Check, Verdict
 from tasks.project import paths
 from tasks.tracking import judging, predicting, registry
