@@ -37,7 +37,7 @@ def write_folder(folder: Path, fill: Callable[[Path], int]) -> int:
     shutil.rmtree(fresh, ignore_errors=True)
     (fresh / "images").mkdir(parents=True)
     rows = fill(fresh)
-    (fresh / MARKER).write_text("Written by the benchmark stage. Remove this file to keep your own changes.\n")
+    (fresh / MARKER).write_text("Written by the fedvqa stage. Remove this file to keep your own changes.\n")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
     return rows

@@ -64,8 +64,8 @@ def train_implicit(
     *,
     seed: int,
     checkpoints: Path,
-) -> Any:
-    """DPO from ``backbone``; returns the trained (PEFT) model. Resumes from ``checkpoints`` after an interruption."""
+) -> tuple[Any, None]:
+    """DPO from ``backbone``; returns the (PEFT) model, and no head. Resumes from ``checkpoints`` after an interruption."""
     set_seed(seed)  # before the LoRA is drawn
     arguments = trl_arguments(checkpoints, seed=seed, beta=settings.beta, max_length=None, **reward_schedule(settings))
     processor, peft = load_processor(backbone), lora_config(settings.lora, backbone)
@@ -79,4 +79,4 @@ def train_implicit(
     )
     show_progress(trainer, {"loss": "loss", "rewards/accuracies": "pairs right"})
     trainer.train_or_resume()
-    return trainer.model
+    return trainer.model, None

@@ -15,24 +15,17 @@ or full weights ``model/``; the head adds ``head.safetensors``.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from peft import PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from PIL import Image
-from safetensors.torch import load_file
 from torch import nn
 
 from mor.data.schema import Preference
 from mor.rewards.calibration import Calibration
-from mor.rewards.fingerprint import fingerprint, settings_digest, tensors_digest, vlm_digest
-from mor.vlm.load import ModelError, Vlm, batches
+from mor.vlm.load import Vlm, batches
 
 
 class RewardModel(Protocol):
@@ -130,51 +123,3 @@ def ranked_rightly(model: RewardModel, pairs: Sequence[Preference], images: Sequ
     chosen = model.score(prompts, images, [pair.chosen for pair in pairs])
     rejected = model.score(prompts, images, [pair.rejected for pair in pairs])
     return [c is not None and r is not None and c > r for c, r in zip(chosen, rejected, strict=True)]
-
-
-def load_reward_model(folder: Path, batch_size: int = 128, backbone: str | None = None) -> CalibratedReward:
-    """Read a reward model from ``folder``; raises ``ModelError`` where a part is missing.
-
-    ``backbone`` says where its backbone is now, if that was moved since the training.
-    """
-    try:
-        settings: dict[str, Any] = json.loads((folder / "reward.json").read_text())
-        calibration = Calibration.load(folder / "calibration.json")
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder}: {Path(error.filename).name} is missing; train it with `dvc repro`") from None
-    backbone = backbone or str(settings["backbone"])
-    parts: dict[str, Any] = {"kind": settings["kind"], "calibration": asdict(calibration)}
-    tuned = _tuned(folder, backbone, batch_size, parts)
-    scorer: Scorer
-    if settings["kind"] == "implicit":
-        reference = Vlm.load(backbone, batch_size)
-        parts |= {"floor": settings["floor"]} | ({} if "backbone" in parts else {"backbone": vlm_digest(reference)})
-        scorer = ImplicitReward(tuned, reference, settings["floor"])
-    else:
-        weights = load_file(folder / "head.safetensors")
-        parts["head"] = tensors_digest(weights)
-        head = ScalarHead(tuned.model.config.get_text_config().hidden_size).to(tuned.model.device)
-        head.load_state_dict(weights)
-        scorer = HeadReward(tuned, head)
-    return CalibratedReward(scorer, calibration, fingerprint(parts))
-
-
-def _tuned(folder: Path, backbone: str, batch_size: int, parts: dict[str, Any]) -> Vlm:
-    """The tuned model: the backbone with the folder's adapter in it, or the folder's own; adds their digests to ``parts``."""
-    adapter = folder / "adapter"
-    if not adapter.exists():
-        tuned = Vlm.load(str(folder / "model"), batch_size)
-        parts["model"] = vlm_digest(tuned)
-        return tuned
-    if not (adapter / SAFETENSORS_WEIGHTS_NAME).exists():
-        raise ModelError(
-            f"{adapter}: {SAFETENSORS_WEIGHTS_NAME} is missing, and no other format is read; train it with `dvc repro`"
-        )
-    loaded = Vlm.load(backbone, batch_size)
-    parts["backbone"] = vlm_digest(loaded)
-    model = PeftModel.from_pretrained(loaded.model, str(adapter))
-    parts["adapter"] = {
-        "weights": tensors_digest(load_file(adapter / SAFETENSORS_WEIGHTS_NAME)),
-        "settings": settings_digest(model.peft_config["default"].to_dict()),
-    }
-    return Vlm(model.merge_and_unload().eval(), loaded.processor, batch_size)

@@ -14,16 +14,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import gelu
 
+from mor.config import RouterKind
 from mor.routing.means import MeansNetwork
 
-KINDS = ("means", "preferences", "online", "uniform", "random", "static", "oracle")
-LEARNED = ("means", "preferences", "online", "static")
+KINDS: tuple[RouterKind, ...] = get_args(RouterKind)
+LEARNED = tuple(kind for kind in KINDS if kind not in ("uniform", "random", "oracle"))
 
 
 class RouterNetwork(nn.Module):

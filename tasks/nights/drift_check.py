@@ -56,7 +56,7 @@ def last_reward_model(client: str) -> RewardModel | None:
     """
     folder = paths.reward_folder(client)
     if (folder / "reward.json").exists() and paths.validated_client(client).exists():
-        from mor.rewards.model import load_reward_model
+        from mor.rewards.kinds import load_reward_model
 
         return load_reward_model(folder)
     recorded = yaml.safe_load(paths.DVC_LOCK.read_text()) if paths.DVC_LOCK.exists() else {}

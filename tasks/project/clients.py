@@ -20,7 +20,8 @@ from mor.federation.ledger import Ledger
 from mor.federation.remote import RemoteClient, Transport
 from mor.federation.server import Server, Settings, prompt_features
 from mor.federation.service import ClientService
-from mor.rewards.model import load_reward_model, ranked_rightly
+from mor.rewards.kinds import load_reward_model
+from mor.rewards.model import ranked_rightly
 from mor.seeds import stream
 from mor.vlm.load import Vlm
 from tasks.project import paths

@@ -14,7 +14,7 @@ from mor.config import HELD_OUT, Params
 from mor.data.schema import Preference, Question, load_images, read_rows
 from mor.evaluation.metrics import Evaluation, flatten, headline
 from mor.federation.ledger import Ledger
-from mor.rewards.model import load_reward_model
+from mor.rewards.kinds import load_reward_model
 from mor.routing.router import Router
 from mor.seeds import stream
 from mor.vlm.load import Vlm

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
-from mor.config import Params, Rewards
+from mor.config import Params
 from mor.data.schema import load_images
 from mor.files import move_in
 from mor.rewards.calibration import Calibration
-from mor.rewards.head import train_head
-from mor.rewards.implicit import train_implicit
-from mor.rewards.model import load_reward_model
+from mor.rewards.kinds import load_reward_model, train_reward_model
 from mor.seeds import integer
 from tasks.project import paths
 from tasks.project.checkpoints import resumable
 from tasks.project.clients import pairs_of
 from tasks.project.decorators import task
 from tasks.tracking.runs import stage_run
-
-
-def _save(fresh: Path, trained: Any, settings: Rewards, backbone: str) -> None:
-    model, head = trained if isinstance(trained, tuple) else (trained, None)
-    fresh.mkdir(parents=True, exist_ok=True)
-    (fresh / "reward.json").write_text(
-        json.dumps({"kind": settings.kind, "backbone": backbone, "floor": settings.floor}, indent=2) + "\n"
-    )
-    model.save_pretrained(str(fresh / ("adapter" if settings.lora.rank else "model")))
-    if not settings.lora.rank:
-        from mor.vlm.load import load_processor
-
-        load_processor(backbone).save_pretrained(str(fresh / "model"))
-    if head is not None:
-        save_file(head.state_dict(), fresh / "head.safetensors")
 
 
 @task
@@ -52,11 +30,8 @@ def train_reward(params: Params, client: str) -> None:
         folder = resumable(stage, key, [paths.validated_client(client)])
         seed = integer(params.seed, "reward", client)
         run.dataset(f"{client}.preferences", paths.validated_client(client), len(train) + len(kept), "training")
-        trainer = train_implicit if settings.kind == "implicit" else train_head
-        trained = trainer(backbone, train, load_images(root, train), settings, seed=seed, checkpoints=folder / "trainer")
-        fresh = folder / "result"
-        _save(fresh, trained, settings, backbone)
-        Calibration(0.0, 1.0).save(fresh / "calibration.json")
+        fresh, checkpoints = folder / "result", folder / "trainer"
+        train_reward_model(fresh, backbone, train, load_images(root, train), settings, seed=seed, checkpoints=checkpoints)
         model = load_reward_model(fresh)
         images = load_images(root, kept)
         chosen, rejected = (

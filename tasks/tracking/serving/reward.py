@@ -12,7 +12,7 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from mor.rewards.model import load_reward_model
+from mor.rewards.kinds import load_reward_model
 from mor.serving import pictures, texts
 
 

@@ -19,7 +19,8 @@ from benchmarks.keys import weights_digest
 from mor.config import Lora
 from mor.rewards.calibration import Calibration
 from mor.rewards.fingerprint import processor_digest, tensors_digest
-from mor.rewards.model import ScalarHead, load_reward_model
+from mor.rewards.kinds import load_reward_model
+from mor.rewards.model import ScalarHead
 from mor.vlm.load import ModelError, Vlm, load_processor
 from mor.vlm.lora import lora_config
 

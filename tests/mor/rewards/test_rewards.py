@@ -17,7 +17,8 @@ from mor.fedvqa.render import draw_question
 from mor.rewards.calibration import Calibration, standardise_groups
 from mor.rewards.head import BradleyTerry, train_head
 from mor.rewards.implicit import train_implicit
-from mor.rewards.model import CalibratedReward, HeadReward, ImplicitReward, ScalarHead, load_reward_model
+from mor.rewards.kinds import load_reward_model
+from mor.rewards.model import CalibratedReward, HeadReward, ImplicitReward, ScalarHead
 from mor.vlm.load import ModelError, Vlm
 from mor.vlm.progress import BarWithFigures
 
@@ -63,7 +64,7 @@ def test_both_kinds_learn_a_house_style(kind: str, tmp_path: Path) -> None:
     train = slice(0, 64), slice(64, 96)
     chosen_settings = settings(kind=kind, steps=20)
     if kind == "implicit":
-        model = train_implicit(
+        model, _ = train_implicit(
             BACKBONE, pairs[train[0]], images[train[0]], chosen_settings, seed=0, checkpoints=tmp_path / "trainer"
         )
         head = None
@@ -152,7 +153,7 @@ def test_groups_are_standardised_apart_and_unscorable_kept() -> None:
 
 def test_a_saved_reward_model_scores_as_before_and_its_fingerprint_follows_its_weights(tmp_path: Path) -> None:
     pairs, images = style_pairs(8)
-    model = train_implicit(
+    model, _ = train_implicit(
         BACKBONE,
         pairs,
         images,

@@ -16,7 +16,7 @@ from mor.baselines.averaging import base_bytes
 from mor.config import Lora, parse_params, split_revision
 from mor.errors import ConfigError
 from mor.rewards.calibration import Calibration
-from mor.rewards.model import load_reward_model
+from mor.rewards.kinds import load_reward_model
 from mor.vlm import load
 from mor.vlm.load import ModelError, Vlm, load_model, load_processor
 from mor.vlm.lora import lora_config, train_implicit
@@ -92,8 +92,8 @@ def test_a_reward_model_is_trained_and_loaded_at_its_revision(hub: Path, rank: i
     pairs, images = style_pairs(4)
     chosen = settings(steps=2, batch_size=2, lora=Lora(rank=rank, alpha=2, target_modules="all-linear"))
     source, folder = f"org/name@{OLD}", tmp_path / "reward"
-    at_hub = train_implicit(source, pairs, images, chosen, seed=0, checkpoints=tmp_path / "a")
-    in_folder = train_implicit("models/zoo/llava", pairs, images, chosen, seed=0, checkpoints=tmp_path / "b")
+    at_hub, _ = train_implicit(source, pairs, images, chosen, seed=0, checkpoints=tmp_path / "a")
+    in_folder, _ = train_implicit("models/zoo/llava", pairs, images, chosen, seed=0, checkpoints=tmp_path / "b")
     expected = in_folder.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in at_hub.state_dict().items())
     at_hub.save_pretrained(str(folder / ("adapter" if rank else "model")))
