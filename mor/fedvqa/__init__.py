@@ -1,4 +1,4 @@
-"""FedVQA: the embedded benchmark, made from scratch so that a run needs no network.
+"""FedVQA: the embedded data, made from scratch so that a run needs no network.
 
 Three clients with preferences that conflict by default, and one held-out category that mixes two of them:
 

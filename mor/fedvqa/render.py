@@ -1,4 +1,4 @@
-"""Images, questions and answers of the embedded benchmark.
+"""Images, questions and answers of the embedded data.
 
 Every domain is one function that draws an image, shape (32, 32, 3), uint8, and returns all questions about it.
 Handwriting is real: the UCI digits that ship with scikit-learn (1797 images of 8 x 8), split by *source digit*

@@ -1,4 +1,4 @@
-"""Write the embedded benchmark in the bring-your-own folder format (see ``mor.data.schema``).
+"""Write the embedded data in the bring-your-own folder format (see ``mor.data.schema``).
 
 A generated folder carries a marker file. A folder without one is somebody's own data and is left alone, so a user
 replaces any part of the benchmark by putting a folder in its place.

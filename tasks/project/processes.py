@@ -161,9 +161,16 @@ def end_services() -> None:
 
 
 def end_night_processes() -> None:
-    """End what a night of this project has started and not ended: DVC, its stages and their workers."""
-    for number in (signal.SIGINT, signal.SIGKILL):
-        _signal(marked(NIGHT_VARIABLE, str(Path.cwd())), number, INTERRUPT_GRACE)
+    """End what a night of this project has started and not ended: DVC, its stages and their workers.
+
+    Who is interrupted may just have started another, so they are looked for until none is left.
+    """
+    deadline, asked = time.monotonic() + INTERRUPT_GRACE, set[int]()
+    while (left := marked(NIGHT_VARIABLE, str(Path.cwd()))) and time.monotonic() < deadline:
+        _signal([process for process in left if process.pid not in asked], signal.SIGINT, 0.0)
+        time.sleep(0.1)
+        asked |= {process.pid for process in left}
+    _signal(left, signal.SIGKILL, INTERRUPT_GRACE)
 
 
 def marked(variable: str, mark: str) -> list[psutil.Process]:

@@ -29,7 +29,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "helpers").mkdir()
     (tmp_path / "helpers" / "sitecustomize.py").write_text(
-        "from contextlib import nullcontext\nfrom benchmarks import processes\nprocesses._parent_run = nullcontext\n"
+        "from contextlib import nullcontext\nfrom benchmarks import processes\n"
+        "processes._parent_run = lambda *_: nullcontext()\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path / "helpers")]))
 
@@ -135,8 +136,8 @@ def test_the_run_of_a_workspace_is_opened_once_and_closed_where_the_job_ends_wel
     monkeypatch.setattr(processes.tracking, "open_parent", lambda *words: told.append(("open", *words)) or "r1")
     monkeypatch.setattr(processes.tracking, "close_parent", lambda *words: told.append(("close", *words)))
     monkeypatch.setenv("MOR_PARENT_RUN_ID", "")
-    with pytest.raises(ValueError, match="unlucky"), processes._parent_run("default-0/mor"):
+    with pytest.raises(ValueError, match="unlucky"), processes._parent_run("default-0/mor", PARAMS):
         raise ValueError("unlucky")
-    with processes._parent_run("default-0/mor"):
+    with processes._parent_run("default-0/mor", PARAMS):
         assert os.environ["MOR_PARENT_RUN_ID"] == "r1"
     assert told == [("open", "benchmark default-0/mor", "default-0/mor"), ("close", "r1", "FINISHED")]

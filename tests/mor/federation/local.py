@@ -174,7 +174,7 @@ def served(app: ASGIApp, certificate: Path, key: Path, idle: int) -> Iterator[in
 def running(folder: Path) -> Iterator[Running]:
     certificate, key = self_signed(folder)
     port = free_port()
-    command = [sys.executable, "-m", "tests.federation.local", str(port), str(certificate), str(key)]
+    command = [sys.executable, "-m", "tests.mor.federation.local", str(port), str(certificate), str(key)]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         for _ in range(1200):

@@ -16,10 +16,11 @@ from mor.baselines.averaging import base_bytes
 from mor.config import Lora, parse_params, split_revision
 from mor.errors import ConfigError
 from mor.rewards.calibration import Calibration
+from mor.rewards.implicit import train_implicit
 from mor.rewards.kinds import load_reward_model
 from mor.vlm import load
 from mor.vlm.load import ModelError, Vlm, load_model, load_processor
-from mor.vlm.lora import lora_config, train_implicit
+from mor.vlm.lora import lora_config
 from tests.mor.rewards.test_rewards import settings, style_pairs
 
 ZOO = Path("models/zoo")

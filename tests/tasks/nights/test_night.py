@@ -65,7 +65,7 @@ def test_what_a_failed_night_left_undone_is_the_next_ones_work(project: Path, mo
         raise UserError("the registry is away")
 
     monkeypatch.setattr(nightly, "bring_up_to_date", fail)
-    monkeypatch.setattr("tasks.nights.record.write_night", lambda night: None)
+    monkeypatch.setattr("tasks.nights.record.write_night", lambda *_: None)
     with pytest.raises(UserError, match="the registry is away"):
         nightly.run_night("2026-01-02")
     following = begin("2026-01-03", "UTC")
@@ -84,7 +84,7 @@ def test_a_night_takes_its_steps_in_order_and_leaves_no_journal(project: Path, m
     monkeypatch.setattr("tasks.nights.steps.stage_step", lambda stage, *rest: taken.append(f"stage {stage}"))
     monkeypatch.setattr("tasks.project.dvc.outdated_stages", lambda: ["align"])
     monkeypatch.setattr("tasks.project.dvc.stage_order", lambda: ["align", "evaluate"])
-    monkeypatch.setattr("tasks.nights.record._run_of", lambda night: "run")
+    monkeypatch.setattr("tasks.nights.record._run_of", lambda *_: "run")
     night = nightly.run_night("2026-01-02")
     made = ["stage align", "stage evaluate", "record", "register", "gate", "try", "promote"]
     assert taken == ["settle", "ingest", "version", *made, "report", "keep", "push"]
@@ -118,7 +118,7 @@ def test_data_that_no_stage_makes_is_versioned_and_committed_with_the_night(proj
         paths.client_folder(client).mkdir(parents=True)
         paths.client_preferences(client).write_text("{}\n")
     versions.version_clients(load_params().clients)
-    assert [path.name for path in paths.CLIENTS.glob("*.dvc")] == ["radiology.dvc"]  # documents is the benchmark stage's
+    assert [path.name for path in paths.CLIENTS.glob("*.dvc")] == ["radiology.dvc"]  # documents is the fedvqa stage's
     versions.keep("2026-01-02", "Promoted", "")
     assert "data/clients/radiology.dvc" in git("ls-files").splitlines()
     assert not (paths.CLIENTS / ".gitignore").exists()  # it would be one more dependency of the stages

@@ -28,6 +28,7 @@ from tasks.project import dvc as execution
 from tasks.reports.images import thumbnail
 from tasks.stages import validate as validation
 from tasks.tracking import runs as tracking
+from tasks.tracking import store
 from tests.tasks.nights.delivering import (
     FOREIGN_WARNINGS,
     HAD,
@@ -119,10 +120,10 @@ def project(params: Params, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params]
         subprocess.run(command, check=True)
     Path("dvc.yaml").write_text("stages: {}\n")
     tracking.mlflow_client.cache_clear()
-    tracking._experiment.cache_clear()
+    store.experiment.cache_clear()
     yield params
     tracking.mlflow_client.cache_clear()
-    tracking._experiment.cache_clear()
+    store.experiment.cache_clear()
 
 
 def git_says() -> bytes:
@@ -246,7 +247,7 @@ def test_prefect_learns_of_a_foreign_error_its_kind_and_place_and_of_ours_the_te
     def fail(error: Exception) -> None:
         raise error
 
-    with pytest.raises(decorators.Untold, match=r"^ValueError at tests/tasks/nights/test_privacy.py:\d+; ") as told:
+    with pytest.raises(decorators.WithheldError, match=r"^ValueError at tests/tasks/nights/test_privacy.py:\d+; ") as told:
         decorators._discreet(fail)(ValueError(WORD))
     assert not found_in(str(told.value).encode())
     assert told.value.__suppress_context__

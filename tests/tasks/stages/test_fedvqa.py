@@ -1,4 +1,4 @@
-"""The benchmark stage with other house styles than the shipped ones."""
+"""The fedvqa stage with other house styles than the shipped ones."""
 
 from __future__ import annotations
 
