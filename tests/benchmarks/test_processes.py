@@ -133,7 +133,7 @@ def test_a_killed_parent_leaves_no_job_behind(tmp_path: Path) -> None:
 
 def test_the_run_of_a_workspace_is_opened_once_and_closed_where_the_job_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, ...]] = []
-    monkeypatch.setattr(processes.tracking, "open_parent", lambda *words: told.append(("open", *words)) or "r1")
+    monkeypatch.setattr(processes.tracking, "open_parent", lambda title, _, name: told.append(("open", title, name)) or "r1")
     monkeypatch.setattr(processes.tracking, "close_parent", lambda *words: told.append(("close", *words)))
     monkeypatch.setenv("MOR_PARENT_RUN_ID", "")
     with pytest.raises(ValueError, match="unlucky"), processes._parent_run("default-0/mor", PARAMS):

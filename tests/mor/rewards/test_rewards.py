@@ -15,9 +15,9 @@ from mor.data.schema import Preference
 from mor.fedvqa.annotator import make_pair
 from mor.fedvqa.render import draw_question
 from mor.rewards.calibration import Calibration, standardise_groups
-from mor.rewards.head import BradleyTerry, train_head
+from mor.rewards.head import BradleyTerry
 from mor.rewards.implicit import train_implicit
-from mor.rewards.kinds import load_reward_model
+from mor.rewards.kinds import load_reward_model, trainer_of
 from mor.rewards.model import CalibratedReward, HeadReward, ImplicitReward, ScalarHead
 from mor.vlm.load import ModelError, Vlm
 from mor.vlm.progress import BarWithFigures
@@ -63,15 +63,9 @@ def test_both_kinds_learn_a_house_style(kind: str, tmp_path: Path) -> None:
     pairs, images = style_pairs(96)
     train = slice(0, 64), slice(64, 96)
     chosen_settings = settings(kind=kind, steps=20)
-    if kind == "implicit":
-        model, _ = train_implicit(
-            BACKBONE, pairs[train[0]], images[train[0]], chosen_settings, seed=0, checkpoints=tmp_path / "trainer"
-        )
-        head = None
-    else:
-        model, head = train_head(
-            BACKBONE, pairs[train[0]], images[train[0]], chosen_settings, seed=0, checkpoints=tmp_path / "trainer"
-        )
+    model, head = trainer_of(kind)(  # type: ignore[arg-type]
+        BACKBONE, pairs[train[0]], images[train[0]], chosen_settings, seed=0, checkpoints=tmp_path / "trainer"
+    )
     vlm = Vlm.load(BACKBONE)
     tuned = Vlm(model.eval(), vlm.processor)
     scorer = ImplicitReward(tuned, vlm) if head is None else HeadReward(tuned, head)
@@ -90,9 +84,8 @@ def test_a_training_interrupted_or_repeated_ends_with_the_same_weights(
     chosen = settings(kind=kind, steps=8, lora=Lora(rank=rank, alpha=8, target_modules="all-linear"))
 
     def train(folder: str) -> dict[str, torch.Tensor]:
-        trainer = train_implicit if kind == "implicit" else train_head
-        trained = trainer(BACKBONE, pairs, images, chosen, seed=0, checkpoints=tmp_path / folder)
-        parts = trained if isinstance(trained, tuple) else (trained,)
+        trained = trainer_of(kind)(BACKBONE, pairs, images, chosen, seed=0, checkpoints=tmp_path / folder)  # type: ignore[arg-type]
+        parts = [part for part in trained if part is not None]
         return {f"{i}.{name}": value.clone() for i, part in enumerate(parts) for name, value in part.state_dict().items()}
 
     def killed(bar: BarWithFigures, args: object, state: TrainerState, *_: object, **__: object) -> None:

@@ -256,7 +256,7 @@ def test_prefect_learns_of_a_foreign_error_its_kind_and_place_and_of_ours_the_te
 
 
 def test_a_stage_that_fails_tells_the_night_its_error_and_none_of_its_output(project: Params) -> None:
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\nfrom tasks.project.runtime import main\n"
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\nfrom tasks.project.command_line import main\n"
     say = f"    print({WORD!r})\n"
     for name, error in (
         ("ours", "__import__('mor.errors').errors.UserError('line 3 is bad')"),
