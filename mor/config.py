@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from mor.addresses import Address, ClientUrl, ModelSource
 from mor.errors import ConfigError
 
 RouterKind = Literal["means", "preferences", "online", "uniform", "random", "static", "oracle"]
@@ -30,56 +31,8 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-def _public(address: str) -> str:
-    """An address without a login in it; ``ssh://git@host/path`` holds a name that every user of the host shares."""
-    netloc = address.partition("://")[2].partition("/")[0]
-    name, at, _ = netloc.rpartition("@")
-    if at and (":" in name or not address.startswith("ssh://")):
-        raise PydanticCustomError("secret", "it holds a login")
-    return address
-
-
-def _plain(url: str) -> str:
-    """A client's url without anything that may be a login, such as a mistyped one or a token in a query."""
-    if set("@?#\\") & set(url):
-        raise PydanticCustomError("secret", "it holds a login, or what may be one (@, ?, # or a backslash)")
-    return url
-
-
-# An address in ``params.yaml``, which git, DVC and MLflow keep and show: with a login in it, it is refused and not repeated.
-Address = Annotated[str, AfterValidator(_public)]
-ClientUrl = Annotated[str, AfterValidator(_plain)]
-
 MOST_SIDE = 4096  # pixels; no larger picture is decoded or sent, whatever the settings say
 LONGEST_TEXT = 8_192  # characters of a prompt or an answer that can be sent
-
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def split_revision(source: str) -> tuple[str, str | None]:
-    """``(folder, None)`` of a model folder, ``(hub id, revision)`` of ``org/name@revision``.
-
-    An existing folder is one whatever its name; of the rest, ``org/name`` is a hub id unless it begins as a path does.
-    Raises ``ConfigError`` for a hub id without a revision: its owner could put other weights under the same name.
-    """
-    name, _, revision = source.partition("@")
-    if Path(source).is_dir() or source.startswith((".", "~", "models/")) or not _HUB_ID.fullmatch(name):
-        return source, None
-    if not revision:
-        raise ConfigError(
-            f"{source!r} is no folder here, and a hub id must say which revision: append @<commit> (@main is allowed but moves)"
-        )
-    return name, revision
-
-
-def _pinned(source: str) -> str:
-    split_revision(source)
-    return source
-
-
-# A model folder, or a hub id with its revision
-ModelSource = Annotated[str, AfterValidator(_pinned)]
 
 
 class Section(BaseModel):
@@ -368,11 +321,18 @@ def parse_params(values: dict[str, Any], source: str = "params.yaml") -> Params:
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read ``params.yaml``; raises ``ConfigError`` with the line of a YAML mistake."""
+    """The settings of ``params.yaml``, read once a process; raises ``ConfigError`` with the line of a YAML mistake."""
     try:
-        values = yaml.safe_load(path.read_text())
+        return _read_params(path, path.resolve(), path.stat().st_mtime_ns)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; run from the project's folder") from None
+
+
+@cache
+def _read_params(path: Path, resolved: Path, changed: int) -> Params:
+    """``resolved`` and ``changed``, in nanoseconds, tell it from another file of that name, and from itself once edited."""
+    try:
+        values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):

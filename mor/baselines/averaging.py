@@ -24,7 +24,6 @@ What to know about it:
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +40,12 @@ from safetensors.torch import load_file, save
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from mor.config import Lora, split_revision
+from mor.addresses import split_revision
+from mor.config import Lora
 from mor.data.schema import DataError, Preference
 from mor.errors import ConfigError
 from mor.federation.ledger import Ledger
+from mor.files import fresh_folder
 from mor.seeds import integer, stream
 from mor.vlm.load import ModelError, chat, load_model, load_processor
 from mor.vlm.lora import ADAPTER_FILE, lora_config
@@ -245,10 +246,7 @@ def _round(folder: Path, number: int) -> Path:
 
 def _leave(folder: Path, number: int, config: PeftConfig, adapter: Adapter, ledger: Ledger) -> None:
     """Keep what a round ends with; it appears in ``folder`` whole or not at all."""
-    fresh = folder / "fresh"
-    shutil.rmtree(fresh, ignore_errors=True)
-    (fresh / "adapter").mkdir(parents=True)
-    config.save_pretrained(str(fresh / "adapter"))
-    (fresh / "adapter" / ADAPTER_FILE).write_bytes(save(adapter))
-    ledger.save(fresh / "ledger.json")
-    fresh.replace(_round(folder, number))
+    with fresh_folder(_round(folder, number)) as fresh:
+        config.save_pretrained(str(fresh / "adapter"))
+        (fresh / "adapter" / ADAPTER_FILE).write_bytes(save(adapter))
+        ledger.save(fresh / "ledger.json")

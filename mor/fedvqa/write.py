@@ -7,7 +7,6 @@ replaces any part of the benchmark by putting a folder in its place.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -20,6 +19,7 @@ from mor.data import schema
 from mor.data.pictures import png_bytes
 from mor.fedvqa.annotator import KIND_SHARES, KINDS, STYLES, err, in_style, make_pair
 from mor.fedvqa.render import DrawnQuestion, draw_question
+from mor.files import fresh_folder
 
 MARKER = ".generated"
 
@@ -33,13 +33,10 @@ def write_folder(folder: Path, fill: Callable[[Path], int]) -> int:
     """Fill a fresh folder and move it into place; returns the number of rows, 0 where somebody's own data stands."""
     if is_own_data(folder):
         return 0
-    fresh = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    (fresh / "images").mkdir(parents=True)
-    rows = fill(fresh)
-    (fresh / MARKER).write_text("Written by the fedvqa stage. Remove this file to keep your own changes.\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    with fresh_folder(folder) as fresh:
+        (fresh / "images").mkdir()
+        rows = fill(fresh)
+        (fresh / MARKER).write_text("Written by the fedvqa stage. Remove this file to keep your own changes.\n")
     return rows
 
 

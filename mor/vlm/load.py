@@ -24,7 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import find_adapter_config_file
 from transformers.utils.logging import disable_progress_bar
 
-from mor.config import split_revision
+from mor.addresses import split_revision
 from mor.errors import UserError
 from mor.vlm.plain import PlainText
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel
 
-from mor.config import Lora, split_revision
+from mor.addresses import split_revision
+from mor.config import Lora
 from mor.vlm.load import Vlm
 
 ADAPTER_FILE = "adapter_model.safetensors"

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
+from mor.files import write_whole
+
 PROGRESS_VARIABLE = "MOR_PROGRESS"
 
 
@@ -35,9 +37,8 @@ class BarWithFigures(ProgressCallback):
         if bar is not None:
             bar.set_postfix(shown)
         if watched := os.environ.get(PROGRESS_VARIABLE):
-            draft = Path(f"{watched}.partial")
-            draft.write_text(json.dumps({"step": state.global_step, "steps": state.max_steps, "figures": shown}))
-            draft.replace(watched)
+            told = {"step": state.global_step, "steps": state.max_steps, "figures": shown}
+            write_whole(Path(watched), json.dumps(told))
 
 
 def show_progress(trainer: Trainer, figures: dict[str, str]) -> None:

@@ -146,9 +146,8 @@ def test_a_fingerprint_has_sixteen_digits_and_is_the_same_in_every_process_and_o
     for file in [*copy.rglob("*config.json"), *copy.rglob("tokenizer.json")]:
         file.write_text(json.dumps(dict(reversed(json.loads(file.read_text()).items()))))
     reward = str(copy / "reward")
-    code = (
-        f"from pathlib import Path; from mor.rewards import kinds; print(kinds.load_reward_model(Path({reward!r})).fingerprint)"
-    )
+    say = f"print(kinds.load_reward_model(Path({reward!r})).fingerprint)"
+    code = f"from pathlib import Path; from mor.rewards import kinds; {say}"
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == name

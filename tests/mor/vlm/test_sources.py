@@ -12,8 +12,9 @@ import yaml
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from mor.addresses import split_revision
 from mor.baselines.averaging import base_bytes
-from mor.config import Lora, parse_params, split_revision
+from mor.config import Lora, parse_params
 from mor.errors import ConfigError
 from mor.rewards.calibration import Calibration
 from mor.rewards.implicit import train_implicit
