@@ -112,7 +112,7 @@ def cost_table(results: Results) -> Table:
     parts = sorted(parts, key=lambda part: part == "total")
     columns: list[Column] = [
         _bytes_up(results),
-        ("down per client", lambda entry: _plain(results, entry, "down_bytes.mean", in_bytes)),
+        ("down a client", lambda entry: _plain(results, entry, "down_bytes.mean", in_bytes)),
         *((words(part), lambda entry, part=part: _plain(results, entry, f"seconds.{part}", in_time)) for part in parts),
     ]
     note = (
@@ -124,7 +124,7 @@ def cost_table(results: Results) -> Table:
 
 def short_table(results: Results, checked: Sequence[Claim]) -> Table:
     """The headline in a few rows and columns, and in its note how many of the claims are met."""
-    columns = [*(column for column in _summary_columns(results) if column[0] != "KL"), _bytes_up(results)]
+    columns = [*(column for column in _summary_columns(results) if column[0] != "KL"), ("up per client", _bytes_up(results)[1])]
     rows = [_row(entry, columns) for entry in results.entries(DEFAULT) if entry.method in IN_SHORT]
     counts = Counter(claim.verdict for claim in checked)
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("met", "missed", "reported", MISSING) if counts[verdict])
@@ -186,7 +186,7 @@ def _share(results: Results, quantity: str) -> Callable[[Entry], Cell]:
 
 
 def _bytes_up(results: Results) -> Column:
-    return "up per client", lambda entry: _plain(results, entry, "up_bytes.mean", in_bytes)
+    return "up a client", lambda entry: _plain(results, entry, "up_bytes.mean", in_bytes)
 
 
 def _mor_minus(results: Results) -> Column:
@@ -233,7 +233,7 @@ def _basis(results: Results, setting: str) -> str:
     fewer = f" ({min(counted)} of them for some methods)" if len(counted) > 1 else ""
     many = "one seed, whose intervals speak of its questions alone" if len(seeds) == 1 else f"{len(seeds)} seeds{fewer}"
     questions = " to ".join(f"{n}" for n in sorted({min(sizes), max(sizes)}))
-    return f"Share of preferred answers; {many}, {questions} questions per suite; 95 % paired two-level bootstrap intervals."
+    return f"Share of preferred answers; {many}, {questions} questions a suite; 95 % paired two-level bootstrap intervals."
 
 
 # --- media ------------------------------------------------------------------------------------------------------------
