@@ -38,10 +38,7 @@ def compare_runs(a: str | None = None, b: str | None = None) -> None:
     both = [read_run(run) for run in runs]
     evaluation = params.evaluation
     difference = compare_results(
-        *both,
-        resamples=evaluation.resamples,
-        confidence=evaluation.confidence,
-        rng=stream(params.seed, "diff"),
+        *both, resamples=evaluation.resamples, confidence=evaluation.confidence, rng=stream(params.seed, "diff")
     )
     print_difference(difference, evaluation.confidence)
     write_diff(difference, runs, samples=evaluation.samples, confidence=evaluation.confidence)

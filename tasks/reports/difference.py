@@ -188,12 +188,7 @@ def _samples(
 
 
 def _resampled(
-    flag: str,
-    paired: bool,
-    before: Sequence[Judged],
-    after: Sequence[Judged],
-    resamples: int,
-    rng: np.random.Generator,
+    flag: str, paired: bool, before: Sequence[Judged], after: Sequence[Judged], resamples: int, rng: np.random.Generator
 ) -> tuple[Estimate, Estimate]:
     old, new = ([getattr(reply, flag) for reply in replies] for replies in (before, after))
     if paired:
