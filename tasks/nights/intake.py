@@ -101,20 +101,15 @@ class Intake:
             earlier = [found for found in archived_deliveries() if (found.client, found.digest) == (client, digest)]
             if earlier:
                 shutil.rmtree(draft)
-                delivery, rows = self._once_more(earlier[0], path.name), None
+                again = list(dict.fromkeys([*earlier[0].again, self.night]))
+                delivery, rows = earlier[0].model_copy(update={"again": again, "file": path.name, "finished": False}), None
+                delivery.save()
             else:
                 delivery, rows = self._archive(client, path.name, draft, digest)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
         self.finish(delivery, rows)
-
-    def _once_more(self, earlier: Delivery, file: str) -> Delivery:
-        """Note that a delivery that the archive has came again."""
-        again = list(dict.fromkeys([*earlier.again, self.night]))
-        noted = earlier.model_copy(update={"again": again, "file": file, "finished": False})
-        noted.save()
-        return noted
 
     def _archive(self, client: str, file: str, draft: Path, digest: str) -> tuple[Delivery, CheckedRows]:
         """Judge a new delivery and put it into the archive."""
@@ -155,9 +150,8 @@ def client_of(path: Path, params: Params) -> str:
     except UnicodeEncodeError:
         raise DeliveryError(f"{inbox}/{client}: its name is not UTF-8; rename it") from None
     if client in params.fedvqa.styles and not paths.client_preferences(client).exists():
-        missing = paths.client_preferences(client)
-        fix = "`dvc pull` it or run the fedvqa stage"
-        raise DeliveryError(f"{inbox}/{client}: {missing} is not there to be added to; {fix}")
+        missing = f"{paths.client_preferences(client)} is not there to be added to"
+        raise DeliveryError(f"{inbox}/{client}: {missing}; `dvc pull` it or run the fedvqa stage")
     return client
 
 
@@ -174,8 +168,7 @@ def merge_rows(delivery: Delivery, rows: Sequence[ReadableRow]) -> None:
         lines.append(as_line(row.model_copy(update={"image": name})))
     file = paths.client_preferences(delivery.client)
     before = file.read_bytes() if file.exists() else b""
-    ended = before if before.endswith(b"\n") or not before else before + b"\n"
-    write_whole(file, ended + "".join(lines).encode())
+    write_whole(file, before + b"\n" * (before[-1:] not in (b"", b"\n")) + "".join(lines).encode())
 
 
 def _store_image(source: Path, home: Path) -> str:
