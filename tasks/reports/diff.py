@@ -36,12 +36,10 @@ def compare_runs(a: str | None = None, b: str | None = None) -> None:
     params = load_params(paths.PARAMS)
     runs = [find_run(a), find_run(b)] if a and b else last_two(a or b)
     both = [read_run(run) for run in runs]
-    evaluation = params.evaluation
-    difference = compare_results(
-        *both, resamples=evaluation.resamples, confidence=evaluation.confidence, rng=stream(params.seed, "diff")
-    )
-    print_difference(difference, evaluation.confidence)
-    write_diff(difference, runs, samples=evaluation.samples, confidence=evaluation.confidence)
+    asked, rng = params.evaluation, stream(params.seed, "diff")
+    difference = compare_results(*both, resamples=asked.resamples, confidence=asked.confidence, rng=rng)
+    print_difference(difference, asked.confidence)
+    write_diff(difference, runs, samples=asked.samples, confidence=asked.confidence)
     Console().print(f"\n[bold]{paths.DIFF_REPORT}[/]  the same with pictures and more answers")
 
 
@@ -61,20 +59,15 @@ def read_run(run: Run) -> ComparedRun:
         "dvc.lock": tags.get("mor.dvc_lock", ""),
     }
     name = str(run.info.run_name)
+    settings = {title: None if value == "None" else value for title, value in params.items()}
     return ComparedRun(
         name=name if "mor.night" in tags else f"{name} ({run.info.run_id[:8]})",
         facts={title: text for title, text in facts.items() if text},
-        params=tracking.with_effect(
-            {name: None if value == "None" else value for name, value in params.items() if not _data(name)}
-        ),
-        versions={name.removeprefix("data."): value for name, value in params.items() if _data(name)},
+        params=tracking.with_effect({name: value for name, value in settings.items() if not name.startswith("data.")}),
+        versions={name.removeprefix("data."): value for name, value in params.items() if name.startswith("data.")},
         metrics=run.data.metrics,
         evaluation=evaluation,
     )
-
-
-def _data(param: str) -> bool:
-    return param.startswith("data.")
 
 
 def read_images(difference: RunDifference, samples: int) -> dict[str, bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -29,12 +28,11 @@ def find_run(name: str) -> Run:
     fitting = starting or [run for run in runs if run.info.run_name == name]
     if len(fitting) == 1:
         return fitting[0]
-    said = (
-        f"{len(fitting)} runs fit {name!r}; name one by its id"
-        if fitting
-        else f"no run {name!r}: give a night, an id or a name"
-    )
-    raise UserError(f"{said}. There are:\n{_listed(fitting or runs)}")
+    several = f"{len(fitting)} runs fit {name!r}; name one by its id"
+    said = several if fitting else f"no run {name!r}: give a night, an id or a name"
+    lines = [f"  {run.info.run_id[:8]}  {began(run)}  {run.info.run_name}" for run in (fitting or runs)[: LISTED + 1]]
+    listed = "\n".join([*lines[:LISTED], *["  ..."] * (len(lines) > LISTED)]) or "  none; make run makes one"
+    raise UserError(f"{said}. There are:\n{listed}")
 
 
 def last_two(second: str | None = None) -> tuple[Run, Run]:
@@ -63,11 +61,6 @@ def _parent_of(run_id: str) -> Run | None:
     found = store.search_runs(f"attributes.run_id = '{run_id}'")
     parent = found[0].data.tags.get("mlflow.parentRunId") if found else None
     return _parent_of(parent) if parent else (found[0] if found else None)
-
-
-def _listed(runs: Sequence[Run]) -> str:
-    lines = [f"  {run.info.run_id[:8]}  {began(run)}  {run.info.run_name}" for run in runs[:LISTED]]
-    return "\n".join(lines + ["  ..."] * (len(runs) > LISTED)) or "  none; make run makes one"
 
 
 def began(run: Run) -> str:
