@@ -10,7 +10,7 @@ What a kill can't spoil:
 4. ``finished`` is set. Whatever lacks it is taken up at 2 by the next call.
 
 Images are stored under a name made of their bytes, so none overwrites another. A delivery that drifted too far stops at 1
-in the state ``held``, until a person releases or discards it (``tasks.nights.held``).
+in the state ``held``, until a person releases or discards it.
 
 A delivery is a stranger's: files are opened without leaving the inbox (``tasks.nights.inbox``), and ``nightly.delivery``
 bounds what is taken.
@@ -196,3 +196,41 @@ def _clear_drafts() -> None:
     """Remove what was being copied when a call ended before its time."""
     for leftover in paths.ARCHIVE.glob(f"*/*{DRAFT}"):
         shutil.rmtree(leftover)
+
+
+# --- deliveries that drifted too far: a person releases or discards them -----------------------------------------------
+
+
+def held_deliveries() -> list[Delivery]:
+    """Those that wait for a person."""
+    return [delivery for delivery in archived_deliveries() if delivery.state == "held"]
+
+
+def release(name: str, params: Params) -> Delivery:
+    """Merge a held delivery in spite of its drift, its rows checked afresh; raises ``UserError`` if none has that name."""
+    held, intake = _find(name), Intake(params, "", last_reward_model)
+    rows = intake.checks.check(held.client, held.folder)
+    rows.write_quarantine(held.folder)
+    reasons = [f"released; held for: {reason}" for reason in held.reasons if reason not in rows.reasons]
+    update = {"state": "merged", "finished": False, "reasons": [*reasons, *rows.reasons], **rows.counts}
+    released = held.model_copy(update=update)
+    released.save()
+    return intake.finish(released, rows)
+
+
+def discard(name: str) -> Delivery:
+    """Decline a held delivery; the archive keeps it. Raises ``UserError`` if none has that name."""
+    discarded = _find(name).model_copy(update={"state": "discarded"})
+    discarded.save()
+    return discarded
+
+
+def _find(name: str) -> Delivery:
+    """The held delivery of that name or those 8 digits, which may be given as ``client/name``."""
+    held = held_deliveries()
+    own = [{delivery.name, delivery.digest[:8]} for delivery in held]
+    found = [d for d, names in zip(held, own, strict=True) if name in names | {f"{d.client}/{each}" for each in names}]
+    if len(found) != 1:
+        names = ", ".join(f"{delivery.client}/{printable(delivery.name)}" for delivery in held) or "none"
+        raise DeliveryError(f"{printable(name)}: {len(found)} held deliveries have that name; expected one of: {names}")
+    return found[0]
