@@ -170,8 +170,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "noise": Setting("A further client prefers at random.", lambda clients, base: Federation(extra={"noise": 0.5})),
     "inflated": Setting(
-        "One client reports scores a thousand times too large.",
-        lambda clients, base: Federation(inflate={clients[0]: 1000.0}),
+        "One client reports scores a thousand times too large.", lambda clients, base: Federation(inflate={clients[0]: 1000.0})
     ),
     "broken": Setting(
         "One client's reward model breaks during the run.",

@@ -14,24 +14,12 @@ from mor.text import words
 MISSING = "not measured"
 
 
-def three_digits(x: float) -> str:
-    """A share: ``0.5`` -> ``0.500``."""
-    return f"{x:.3f}"
+three_digits, two_digits, times = "{:.3f}".format, "{:.2f}".format, "{:.3g}×".format  # of a share, of nats, of a ratio
 
 
 def signed(x: float) -> str:
     """A difference of shares with its sign: ``-0.031`` -> ``−0.031``."""
     return f"{round(x, 3) + 0.0:+.3f}".replace("-", "−")  # no negative zero
-
-
-def two_digits(x: float) -> str:
-    """A number of nats: ``0.5`` -> ``0.50``."""
-    return f"{x:.2f}"
-
-
-def times(x: float) -> str:
-    """A ratio: ``125.0`` -> ``125×``."""
-    return f"{x:.3g}×"
 
 
 @dataclass(frozen=True)
@@ -64,15 +52,13 @@ class Claim:
             return ""
         if self.apart and self.overlap:
             return "the intervals overlap"
-        reaches = self.measured.low < self.bar <= self.measured.high
-        return "the interval reaches across the bar" if reaches else ""
+        return "the interval reaches across the bar" if self.measured.low < self.bar <= self.measured.high else ""
 
 
 def best_router(results: Results) -> Entry:
     """The best of the MoR routers in the default setting, chosen with hindsight; ``mor`` if there is none."""
-    return results.best(entry for entry in results.entries(DEFAULT) if find_method(entry.method).group == MOR) or Entry(
-        DEFAULT, "mor"
-    )
+    routers = [entry for entry in results.entries(DEFAULT) if find_method(entry.method).group == MOR]
+    return results.best(routers) or Entry(DEFAULT, "mor")
 
 
 def check_claims(results: Results, weak: Collection[str] = ()) -> list[Claim]:
@@ -88,14 +74,12 @@ def check_claims(results: Results, weak: Collection[str] = ()) -> list[Claim]:
         text = f"{_SAY[quantity]}: {name} minus {find_method(other).label}"
         return _claim(text, results.paired(best, entries[other], quantity), bar, apart=apart)
 
-    def ratio(other: str, bar: float) -> Claim:
-        text = f"{_SAY[MEAN]}: {name} as a share of {find_method(other).label}"
-        return _claim(text, results.paired(best, entries[other], MEAN), bar, three_digits)
-
     a, b = ([m for m, known in METHODS.items() if known.group == group] for group in (AVERAGING_A, AVERAGING_B))
     found = [minus(m, 0.15, apart=True) for m in ("uniform", "min", "median", "static", "random")]
     found += [minus("variance", None), *(minus(m, 0.10, apart=True) for m in b), *(minus(m, None) for m in a)]
-    found += [ratio("centralised", 0.95), ratio("oracle", 0.95)]
+    for method in ("centralised", "oracle"):
+        text = f"{_SAY[MEAN]}: {name} as a share of {find_method(method).label}"
+        found.append(_claim(text, results.paired(best, entries[method], MEAN), 0.95, three_digits))
     found += [minus(m, 0.0, WORST, apart=True) for m in b]
     found += [minus("base", 0.0, f"preference.{HELD_OUT}"), minus("uniform", 0.0, f"preference.{HELD_OUT}", apart=True)]
     for method in a:

@@ -14,20 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from benchmarks.catalogue import (
-    AVERAGING_A,
-    AVERAGING_B,
-    DEFAULT,
-    MIXTURES,
-    MOR,
-    OTHERS,
-    REFERENCES,
-    SEARCH,
-    SINGLE_BEST,
-    SINGLES,
-    ClientChange,
-    find_method,
-)
+from benchmarks.catalogue import DEFAULT, GROUPS, MOR, SEARCH, SINGLE_BEST, ClientChange, find_method
 from benchmarks.results import CONFIDENCE, MEAN, WORST, Entry, Measurement, Results
 from mor.evaluation.statistics import Interval
 from mor.text import words
@@ -35,11 +22,7 @@ from tasks.reports.plotting import BLANK, INK, PALETTE, QUIET, Drawing, blend, p
 from tasks.reports.units import in_bytes
 
 DARK = tuple(PALETTE[i] for i in (0, 2, 1, 7, 5, 6, 8))  # dark enough for a small dot
-COLOURS = {
-    MOR: PALETTE[0], MIXTURES: PALETTE[1], SINGLES: PALETTE[7], AVERAGING_A: PALETTE[2], AVERAGING_B: PALETTE[5],
-    REFERENCES: QUIET, OTHERS: PALETTE[4],
-}  # fmt: skip
-SHARE = "share of preferred answers"
+COLOURS = dict(zip(GROUPS, (*(PALETTE[i] for i in (0, 1, 7, 2, 5)), QUIET, PALETTE[4]), strict=True))
 RIM: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.6}
 KEY_COLUMNS = 4
 STEP = 0.022  # of the axes' width, from a dot to its number and from one number to the next
@@ -100,7 +83,7 @@ def preference_bars(results: Results, entries: Sequence[Entry]) -> Figure:
     row = 0.0
     for group, same in groups.items():
         ticks.append((row, group, True))
-        for entry in sorted(same, key=lambda entry: -_value(results, entry, MEAN)):
+        for entry in sorted(same, key=lambda entry: -(known.value if (known := results.estimate(entry, MEAN)) else -1.0)):
             row += 1
             ticks.append((row, find_method(entry.method).label, False))
             for axis, quantity in zip(axes[0], (MEAN, WORST), strict=True):
@@ -110,18 +93,17 @@ def preference_bars(results: Results, entries: Sequence[Entry]) -> Figure:
     for axis, quantity, title in zip(axes[0], (MEAN, WORST), ("Mean of the clients", "Worst client"), strict=True):
         if estimate := results.estimate(Entry(DEFAULT, "mor"), quantity):
             axis.axvline(estimate.value, color=COLOURS[MOR], linewidth=0.9, linestyle=":", zorder=0)
-        axis.set(title=title, xlim=(0, 1.1), xticks=np.linspace(0, 1, 6), ylim=(row - 0.8, -0.8), xlabel=SHARE)
-        axis.grid(axis="x")
-        axis.tick_params(axis="y", length=0)
+        _rows_of_shares(axis, title=title, xlim=(0, 1.1), ylim=(row - 0.8, -0.8))
     axes[0, 0].set_yticks([y for y, _, _ in ticks], [label for _, label, _ in ticks], color=INK)
     for text, (_, _, heading) in zip(axes[0, 0].get_yticklabels(), ticks, strict=True):
         text.set(fontweight="bold" if heading else "normal", color=QUIET if heading else INK, fontsize=8 if heading else 8.5)
     return figure
 
 
-def _value(results: Results, entry: Entry, quantity: str) -> float:
-    estimate = results.estimate(entry, quantity)
-    return estimate.value if estimate else -1.0
+def _rows_of_shares(axis: Axes, **limits: Any) -> None:
+    axis.set(xticks=np.linspace(0, 1, 6), xlabel="share of preferred answers", **limits)
+    axis.grid(axis="x")
+    axis.tick_params(axis="y", length=0)
 
 
 def _bar(axis: Axes, interval: Interval, y: float, colour: str) -> None:
@@ -223,26 +205,16 @@ def robustness(results: Results, settings: Sequence[str]) -> Figure:
     looks: dict[str, dict[str, Any]] = {
         m: {"color": DARK[i % len(DARK)], "marker": "oDs^"[i // len(DARK) % 4]} for i, m in enumerate(methods)
     }
+    dot: dict[str, Any] = {"markersize": 3.6, "capsize": 2.2, "linewidth": 1}
     offsets = dict(zip(methods, np.linspace(-0.36, 0.36, len(methods)) if len(methods) > 1 else [0.0], strict=True))
     for axis, quantity, title in zip(axes[0], (MEAN, WORST), ("Mean of the clients", "Worst client"), strict=True):
         for row, setting in enumerate(settings):
             axis.axhspan(row - 0.5, row + 0.5, color="#f6f7f9" if row % 2 == 0 else "white", zorder=-2, linewidth=0)
             for method in methods:
                 if interval := results.interval(Entry(setting, method), quantity):
-                    entries = [[interval.value - interval.low], [interval.high - interval.value]]
-                    y = row + offsets[method]
-                    axis.errorbar(
-                        interval.value,
-                        y,
-                        xerr=np.maximum(entries, 0),
-                        markersize=3.6,
-                        capsize=2.2,
-                        linewidth=1,
-                        **looks[method],
-                    )
-        axis.set(title=title, xlim=(-0.02, 1.02), xticks=np.linspace(0, 1, 6), ylim=(len(settings) - 0.5, -0.5), xlabel=SHARE)
-        axis.grid(axis="x")
-        axis.tick_params(axis="y", length=0)
+                    reach = np.maximum([[interval.value - interval.low], [interval.high - interval.value]], 0)
+                    axis.errorbar(interval.value, row + offsets[method], xerr=reach, **dot, **looks[method])
+        _rows_of_shares(axis, title=title, xlim=(-0.02, 1.02), ylim=(len(settings) - 0.5, -0.5))
     axes[0, 0].set_yticks(range(len(settings)), [words(setting) for setting in settings], color=INK)
     keys = [Line2D([], [], linestyle="", markersize=5, label=find_method(m).label, **looks[m]) for m in methods]
     figure.legend(handles=keys, loc="outside lower center", ncols=min(5, max(1, len(keys))))

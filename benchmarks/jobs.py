@@ -70,24 +70,17 @@ def make_data(params: Params, thin: Mapping[str, float], attackers: Mapping[str,
 
 def write_extra_client(params: Params, client: str, error_rate: float, own: Sequence[str]) -> None:
     """Pairs of all ``own`` clients as those of one more, a share of them the wrong way round: all of them if it pools them."""
-    everything = [
-        row.model_copy(update={"id": f"{name}/{row.id}", "image": f"{name}/{row.image}"})
-        for name in own
-        for row in read_rows(paths.validated_client(name), Preference)
-    ]
+    pairs = [(name, row) for name in own for row in read_rows(paths.validated_client(name), Preference)]
+    everything = [row.model_copy(update={"id": f"{name}/{row.id}", "image": f"{name}/{row.image}"}) for name, row in pairs]
     rng = stream(params.seed, "extra", client)
     count = len(everything) if client == POOLED else min(params.fedvqa.pairs, len(everything))
     rows = [everything[i] for i in sorted(rng.choice(len(everything), count, replace=False).tolist())]
     swap = rng.random(count) < error_rate
     for name in own:  # their pictures, as if they were its own
         share(paths.client_folder(name), paths.client_folder(client) / name)
-    write_rows(
-        paths.validated_client(client),
-        [
-            row.model_copy(update={"chosen": row.rejected, "rejected": row.chosen}) if swapped else row
-            for row, swapped in zip(rows, swap, strict=True)
-        ],
-    )
+    turned = [row.model_copy(update={"chosen": row.rejected, "rejected": row.chosen}) for row in rows]
+    written = [wrong if swapped else row for row, wrong, swapped in zip(rows, turned, swap, strict=True)]
+    write_rows(paths.validated_client(client), written)
     if client != POOLED:  # asked "A or B?", an attacker names the right answer in a style that its owner does not want
         answers = [row for name in own for row in read_rows(paths.client_answers(name), Answer)]
         lies = [next((a for a in row.accepted if a != row.answer), row.answer) for row in answers]
@@ -104,10 +97,9 @@ def make_reward(params: Params, client: str) -> None:
 
 def _once(stage: str, run: Callable[[], None]) -> float:
     """Run a stage of this workspace unless it is done; returns its seconds."""
-    done = paths.stage_metrics(stage)
-    if not done.exists():
+    if not paths.stage_metrics(stage).exists():
         run()
-    return _metric(done, "seconds")
+    return _metric(paths.stage_metrics(stage), "seconds")
 
 
 def _metric(file: Path, name: str) -> float:
@@ -143,12 +135,8 @@ def measure_method(planned: PlannedCase, own: Sequence[str]) -> None:
     measured += [(f"{way}_bytes", name, outcome.ledger.total(name, way), 0, "") for name in own for way in ("up", "down")]
     seconds = {**outcome.seconds, "total": sum(outcome.seconds.values())}
     measured += [("seconds", part, value, 0, "") for part, value in seconds.items()]
-    rows = [
-        Measurement(
-            case.listed, case.method, outcome.learning_rate, case.seed, m, suite, float(value), n, hits, planned.own.key
-        )
-        for m, suite, value, n, hits in measured
-    ]
+    result = (case.listed, case.method, outcome.learning_rate, case.seed)
+    rows = [Measurement(*result, m, suite, float(value), n, hits, planned.own.key) for m, suite, value, n, hits in measured]
     settings = {"method": case.method, "setting": case.setting, "learning_rate": outcome.learning_rate}
     with tracking.stage_run("benchmark", settings) as run:
         run.headline({f"{r.measure.replace(':', '.')}.{r.suite.replace('@', '.')}": r.value for r in rows})
@@ -184,11 +172,8 @@ def run_pipeline(params: Params, spent: float) -> TrainedMethod:
 
     if params.router.kind in ("preferences", "static"):
         params = share_anchors(params)
-    seconds = {
-        "reward_models": spent,
-        "router": _once("router", lambda: fit_router(params)),
-        "alignment": _once("align", lambda: align_policy(params)),
-    }
+    router, alignment = _once("router", lambda: fit_router(params)), _once("align", lambda: align_policy(params))
+    seconds = {"reward_models": spent, "router": router, "alignment": alignment}
     ledger = Ledger.load(paths.ROUTER / "ledger.json", paths.POLICY / "ledger.json")
     kl = _metric(paths.stage_metrics("align"), "align.kl")
     policy = load_policy(params.base, paths.POLICY, params.evaluation.batch_size)
@@ -217,10 +202,8 @@ def average_parameters(recipe: Recipe, params: Params, ledger: Ledger) -> Traine
 
     assert recipe.objective in ("sft", "dpo")
     plan, start, began = params.benchmark.averaging, start_model(params, recipe), time.perf_counter()
-    private = {}
-    for client in params.clients:
-        pairs, _ = pairs_of(params, client)
-        private[client] = (pairs, load_images(paths.client_folder(client), pairs))
+    own = {client: pairs_of(params, client)[0] for client in params.clients}
+    private = {client: (pairs, load_images(paths.client_folder(client), pairs)) for client, pairs in own.items()}
     settings = Averaging(
         objective=recipe.objective, rounds=plan.rounds, local_steps=plan.local_steps, batch_size=plan.batch_size,
         learning_rate=plan.learning_rate, beta=params.rewards.beta,
@@ -248,8 +231,5 @@ def share_anchors(params: Params) -> Params:
     """Settings in which every client shares as many of the pairs that it kept back as the router asks for."""
     from tasks.project.clients import pairs_of
 
-    shared = {
-        f"clients.{client}.shared_anchors": [pair.id for pair in pairs_of(params, client)[1][: params.router.anchors]]
-        for client in params.clients
-    }
-    return with_changes(params, shared)
+    kept = {client: pairs_of(params, client)[1][: params.router.anchors] for client in params.clients}
+    return with_changes(params, {f"clients.{name}.shared_anchors": [pair.id for pair in some] for name, some in kept.items()})

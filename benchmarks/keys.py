@@ -30,13 +30,9 @@ def _fields(described: Any) -> dict[str, Any]:
     """The fields of one of the catalogue's dataclasses; the settings in its ``changes`` bear the names of committed rows."""
     fields = dict(vars(described))
     if "changes" in fields:
-        fields["changes"] = {_as_committed(name): value for name, value in fields["changes"].items()}
+        parts = [(*name.partition("."), value) for name, value in fields["changes"].items()]
+        fields["changes"] = {_NAMED_BEFORE.get(section, section) + dot + rest: value for section, dot, rest, value in parts}
     return fields
-
-
-def _as_committed(name: str) -> str:
-    section, dot, rest = name.partition(".")
-    return _NAMED_BEFORE.get(section, section) + dot + rest
 
 
 def weights_digest(model: str) -> str:

@@ -58,14 +58,15 @@ def run_jobs(jobs: Sequence[Job], at_once: int, done: Callable[[Job, int], None]
                 name = ready.pop(0)
                 try:
                     running[name] = start(by_name[name])
-                except OSError as error:
-                    failures.append(f"{name}: {type(error).__name__}: {error}")
+                except OSError as failure:
+                    failures.append(f"{name}: {type(failure).__name__}: {failure}")
             if not running:
                 return failures
             for name, code in _wait(running).items():
                 _end(running.pop(name))
                 if code:
-                    failures.append(f"{name}: {_reason(by_name[name].workspace, code)}")
+                    error = by_name[name].workspace.folder / ERROR
+                    failures.append(f"{name}: {error.read_text() if error.exists() else f'ended with exit code {code}'}")
                     continue
                 left -= 1
                 sorter.done(name)
@@ -103,11 +104,6 @@ def _wait(running: Mapping[str, Popen[bytes]]) -> dict[str, int]:
 def _end(process: Popen[bytes]) -> None:
     with suppress(BrokenPipeError), process:  # closes the pipe and waits
         process.kill()
-
-
-def _reason(workspace: Workspace, code: int) -> str:
-    error = workspace.folder / ERROR
-    return error.read_text() if error.exists() else f"ended with exit code {code}"
 
 
 # --- in the job's process -----------------------------------------------------------------------------------------

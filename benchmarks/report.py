@@ -5,6 +5,7 @@ The look is that of every other page and figure (``tasks.reports``).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -20,14 +21,11 @@ from tasks.reports.images import figure_png
 from tasks.reports.plotting import Drawing
 from tasks.reports.units import in_bytes
 
+Changes = Mapping[str, ClientChange]  # by the setting's name
+
 
 def write_benchmark_page(
-    rows: Iterable[Measurement],
-    folder: Path,
-    html: Path,
-    *,
-    weak: Collection[str] = (),
-    changes: Mapping[str, ClientChange] | None = None,
+    rows: Iterable[Measurement], folder: Path, html: Path, *, weak: Collection[str] = (), changes: Changes | None = None
 ) -> Results:
     """Write the figures as PNG into ``folder`` and the page to ``html``; returns the results, for tables on the terminal.
 
@@ -36,10 +34,9 @@ def write_benchmark_page(
     """
     results = Results(rows)
     folder.mkdir(parents=True, exist_ok=True)
-    drawings = []
-    for drawing in draw_figures(results, changes or {}):
-        drawings.append((drawing, figure_png(drawing.figure)))
-        (folder / f"{drawing.name}.png").write_bytes(drawings[-1][1])
+    drawings = [(drawing, figure_png(drawing.figure)) for drawing in draw_figures(results, changes or {})]
+    for drawing, png in drawings:
+        (folder / f"{drawing.name}.png").write_bytes(png)
     write_whole(html, render(results, drawings, weak))
     return results
 
@@ -47,9 +44,8 @@ def write_benchmark_page(
 def render(results: Results, drawings: Sequence[tuple[Drawing, bytes]], weak: Collection[str] = ()) -> str:
     """The page; ``drawings`` come with their PNGs."""
     asked = [entry for setting in results.settings() for entry in results.entries(setting)]
-    ordered = map(
-        find_method, sorted({method for _, method, _ in asked} | {row.method for row in results.rows}, key=display_order)
-    )
+    names = {method for _, method, _ in asked} | {row.method for row in results.rows}
+    ordered = map(find_method, sorted(names, key=display_order))
     present = {row.setting for row in results.rows}
     return render_page(
         Path(__file__).with_name("report.html.j2"),
@@ -64,14 +60,11 @@ def render(results: Results, drawings: Sequence[tuple[Drawing, bytes]], weak: Co
 
 def tiles(results: Results, checked: Sequence[Claim]) -> list[tuple[str, str]]:
     """The shortest summary: numbers with their meaning."""
-    verdicts = [claim.verdict for claim in checked]
-    decided = verdicts.count("met") + verdicts.count("missed")
-    missing = verdicts.count(MISSING)
-    met = "measured claims are met" + (f"; {missing} are not measured" if missing else "")
-    found = [(f"{verdicts.count('met')} of {decided}", met)]
+    verdicts = Counter(claim.verdict for claim in checked)
+    met = "measured claims are met" + (f"; {verdicts[MISSING]} are not measured" if verdicts[MISSING] else "")
+    found = [(f"{verdicts['met']} of {verdicts['met'] + verdicts['missed']}", met)]
     for quantity, say in ((MEAN, "mean preference"), (WORST, "worst client's preference")):
-        pair = results.paired(Entry(DEFAULT, "base"), Entry(DEFAULT, "mor"), quantity)
-        if pair:
+        if pair := results.paired(Entry(DEFAULT, "base"), Entry(DEFAULT, "mor"), quantity):
             found.append((f"{pair[0].value:.2f} → {pair[1].value:.2f}", f"{say}, base → MoR"))
     if sent := results.estimate(Entry(DEFAULT, "mor"), "up_bytes.mean"):
         found.append((in_bytes(sent.value), "leave a client in MoR's whole run"))

@@ -164,9 +164,7 @@ class Results:
     def best(self, entries: Iterable[Entry]) -> Entry | None:
         """The entry of the largest mean preference, with hindsight, among those that were measured on the most seeds."""
         seeds = {entry: sorted(self.seeds(entry, MEAN)) for entry in entries}
-        means = {
-            entry: (len(seeds[entry]), float(self._values(entry, MEAN, seeds[entry]).mean())) for entry in seeds if seeds[entry]
-        }
+        means = {entry: (len(at), float(self._values(entry, MEAN, at).mean())) for entry, at in seeds.items() if at}
         return max(means, key=means.__getitem__) if means else None
 
     def estimate(
@@ -179,11 +177,10 @@ class Results:
             return None
         measure, _, name = quantity.partition(".")
         values = self._values(entry, quantity, wanted, clients)
+        draws: NDArray[Any]
         if measure in MEASURES:
             suites = [suite for _, _, suite in self._parts(entry, quantity, clients)]
-            draws: NDArray[Any] = np.stack(
-                [self._resampled(wanted, suite)[entry, measure] for suite in suites]
-            )  # (suites, B, S)
+            draws = np.stack([self._resampled(wanted, suite)[entry, measure] for suite in suites])  # (suites, B, S)
         else:
             draws = values[:, self._picks(wanted)]
         over_clients = np.min if name == "worst" else np.mean
@@ -217,8 +214,7 @@ class Results:
         if measure in MEASURES:
             return [(entry, measure, client) for client in clients or self.clients(entry.setting)]
         found = [key for key in self._found if key[:2] == (entry, measure)]
-        took_part = [key for key in found if any(row.value > 0 for row in self._found[key].values())]
-        return took_part or found
+        return [key for key in found if any(row.value > 0 for row in self._found[key].values())] or found
 
     def _picks(self, seeds: tuple[int, ...]) -> NDArray[np.int64]:
         """Which seed, by place, stands in each of the S places of a resample: (B, S)."""

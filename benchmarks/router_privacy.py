@@ -18,18 +18,13 @@ from mor.config import load_params
 from tasks.project import command_line, paths
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 EPSILONS = (0.0, 8.0, 2.0, 1.0)
 
 
 def routed(
-    own: Sequence[torch.Tensor],
-    asked: Sequence[torch.Tensor],
-    public: torch.Tensor,
-    components: int,
-    privacy: dict[str, float],
-    draw: int,
+    own: Sequence[Tensor], asked: Sequence[Tensor], public: Tensor, components: int, privacy: dict[str, float], draw: int
 ) -> tuple[float, float]:
     """Accuracy and the owner's mean weight; ``own`` and ``asked`` are features (N, F) of clients' prompts and questions."""
     import numpy as np

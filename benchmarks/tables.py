@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from benchmarks.catalogue import DEFAULT, MIXTURES, MOR, SEARCH, find_method, setting_meaning
+from benchmarks.catalogue import DEFAULT, METHODS, MIXTURES, MOR, SEARCH, find_method, setting_meaning
 from benchmarks.claims import MISSING, Claim, best_router, check_claims, signed, three_digits, two_digits
 from benchmarks.results import CONFIDENCE, MEAN, WORST, Entry, Results
 from mor.config import HELD_OUT
@@ -54,9 +54,8 @@ def build_tables(results: Results, weak: Collection[str] = ()) -> dict[str, Tabl
             found["headline" if setting == DEFAULT else f"setting.{setting}"] = setting_table(results, setting)
     if set(results.settings()) - {DEFAULT, SEARCH}:
         found["settings"] = settings_table(results)
-    if compared := [
-        a for a in results.entries(DEFAULT) if find_method(a.method).group in (MOR, MIXTURES) or a.method == "oracle"
-    ]:
+    kin = [method for method in METHODS if find_method(method).group in (MOR, MIXTURES) or method == "oracle"]
+    if compared := [entry for entry in results.entries(DEFAULT) if entry.method in kin]:
         columns = [*_summary_columns(results), _bytes_up(results), _mor_minus(results)]
         found["ablation"] = _tabulate("Ablation: mixtures and routers", _basis(results, DEFAULT), compared, columns)
     if any(row.measure in ("up_bytes", "seconds") for row in results.rows if row.setting == DEFAULT):
@@ -135,15 +134,12 @@ def short_table(results: Results, checked: Sequence[Claim]) -> Table:
 def claims_table(results: Results, checked: Sequence[Claim]) -> Table:
     """Every claim with its bar, its number and its verdict, the missed ones like the met ones."""
     tones = {"met": "up", "missed": "down"}
-    rows = [
-        [
-            Cell(claim.text),
-            Cell(_at_least(claim.bar), "intervals apart" if claim.apart else ""),
-            _cell(claim.measured, claim.show),
-            Cell(claim.verdict, claim.remark, tones.get(claim.verdict, "even")),
-        ]
-        for claim in checked
-    ]
+    rows = []
+    for claim in checked:
+        bar = "none" if claim.bar is None else f"≥ {claim.bar:.{2 * (claim.bar < 10)}f}".replace("-", "−")
+        verdict = Cell(claim.verdict, claim.remark, tones.get(claim.verdict, "even"))
+        bounds = Cell(bar, "intervals apart" if claim.apart else "")
+        rows.append([Cell(claim.text), bounds, _cell(claim.measured, claim.show), verdict])
     best = find_method(best_router(results).method).label
     note = (
         f"Every claim that was to be checked, met or not. In the default setting they are about {best}, the best of MoR's "
@@ -153,18 +149,10 @@ def claims_table(results: Results, checked: Sequence[Claim]) -> Table:
     return Table("Claims", note, ["claim", "bar", "measured", "verdict"], [("", rows)])
 
 
-def _at_least(bar: float | None) -> str:
-    return "none" if bar is None else f"≥ {bar:.{2 * (bar < 10)}f}".replace("-", "−")
-
-
 def _tabulate(title: str, note: str, entries: Sequence[Entry], columns: Sequence[Column]) -> Table:
-    groups = groupby(entries, key=lambda entry: find_method(entry.method).group)
-    return Table(
-        title,
-        note,
-        ["method", *(name for name, _ in columns)],
-        [(name, [_row(entry, columns) for entry in same]) for name, same in groups],
-    )
+    by_group = groupby(entries, key=lambda entry: find_method(entry.method).group)
+    groups = [(name, [_row(entry, columns) for entry in same]) for name, same in by_group]
+    return Table(title, note, ["method", *(name for name, _ in columns)], groups)
 
 
 def _row(entry: Entry, columns: Sequence[Column]) -> list[Cell]:
@@ -283,7 +271,5 @@ def console_tables(results: Results, weak: Collection[str] = (), names: Collecti
     checked = check_claims(results, weak)
     measured = [claim for claim in checked if claim.measured]
     found["claims"] = claims_table(results, measured)
-    left = Text(
-        f"{len(checked) - len(measured)} further claims are not measured yet." if measured != checked else "", style="dim"
-    )
-    return Group(*(console_table(found[name]) for name in names if name in found), left)
+    left = f"{len(checked) - len(measured)} further claims are not measured yet." if measured != checked else ""
+    return Group(*(console_table(found[name]) for name in names if name in found), Text(left, style="dim"))

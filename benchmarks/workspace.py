@@ -40,7 +40,8 @@ class Workspace:
         if not mark.exists() or mark.read_text() != self.key:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-        write_params(self.params, self.folder / paths.PARAMS)
+        values = self.params.model_dump(exclude_none=True)
+        (self.folder / paths.PARAMS).write_text(yaml.safe_dump(values, sort_keys=False))
         mark.write_text(self.key)
         for place, source in self.shared.items():
             if source.exists():
@@ -50,11 +51,6 @@ class Workspace:
 def workspace_folder(name: str) -> Path:
     """Absolute folder of the workspace of that name, such as ``default-0/mor``."""
     return (ROOT / name).absolute()
-
-
-def write_params(params: Params, path: Path) -> None:
-    """Write settings as ``load_params`` reads them."""
-    path.write_text(yaml.safe_dump(params.model_dump(exclude_none=True), sort_keys=False))
 
 
 def share(source: Path, target: Path) -> None:

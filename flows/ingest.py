@@ -34,8 +34,7 @@ def run(
     """Do what is asked, one process at a time; without a wish, list."""
     if sum((to_release is not None, to_discard is not None, now)) > 1:
         raise typer.BadParameter("give one of --release, --discard and --now")
-    from tasks.nights.held import discard, held_deliveries, release
-    from tasks.nights.intake import file_label, take_in_all, waiting
+    from tasks.nights.intake import discard, file_label, held_deliveries, release, take_in_all, waiting
     from tasks.nights.journal import night_lock, today
 
     params = load_params(paths.PARAMS)

@@ -65,10 +65,10 @@ def bring_up_to_date(night: NightState, params: Params) -> None:
     found = step("ingest", take_in_all, params, night.name)
     night.deliveries = [delivery.public_view(params.clients) for delivery in found]
     step("version", version_clients, params.clients)
-    if not has_work(night, params):
+    if has_work(night, params):
+        make_and_judge(night, params)
+    else:
         night.end_without_work()
-        return
-    make_and_judge(night, params)
 
 
 def has_work(night: NightState, params: Params) -> bool:
@@ -164,13 +164,8 @@ def _report(flow: Any, run: Any, state: Any) -> None:
     notify({"night": str((run.parameters or {}).get("night") or ""), "state": state.name, "message": state.message or ""})
 
 
-OPTIONS: dict[str, Any] = {
-    "name": "nightly",
-    "flow_run_name": _name,
-    "on_crashed": [_report],
-    "on_cancellation": [_report],
-    "validate_parameters": False,
-}
+OPTIONS: dict[str, Any] = {"name": "nightly", "flow_run_name": _name, "validate_parameters": False}
+OPTIONS |= {"on_crashed": [_report], "on_cancellation": [_report]}
 nightly = decorators.flow(**OPTIONS)(_night)
 
 

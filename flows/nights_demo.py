@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,15 +58,10 @@ def _server_in(folder: Path) -> Iterator[str]:
     """The address of a Prefect server whose history belongs to the project, which is the current folder meanwhile."""
     from tasks.project.servers import temporary_prefect
 
-    home = Path.cwd()
-    os.chdir(folder)
-    try:
-        with temporary_prefect() as address:
-            if address is None:
-                raise UserError(f"{folder}/.prefect/server.log: the Prefect server did not start")
-            yield address
-    finally:
-        os.chdir(home)
+    with chdir(folder), temporary_prefect() as address:
+        if address is None:
+            raise UserError(f"{folder}/.prefect/server.log: the Prefect server did not start")
+        yield address
 
 
 def _outcome(night: SimulatedNight, address: str) -> tuple[bool, tuple[str, ...]]:

@@ -44,10 +44,8 @@ def pipeline(arguments: Sequence[str] = ()) -> None:
             if address is None:
                 console.print("[yellow]No Prefect server: .prefect/server.log says why. Going on without it.[/]")
             else:
-                login = "" if theirs else f"; login {login_hint()}"
-                console.print(
-                    f"Prefect: {command_line.without_login(address)} (while this runs{login})", highlight=False, soft_wrap=True
-                )
+                said = "while this runs" if theirs else f"while this runs; login {login_hint()}"
+                console.print(f"Prefect: {command_line.without_login(address)} ({said})", highlight=False, soft_wrap=True)
             decorators.flow(name="pipeline", flow_run_name="pipeline")(execute)(list(arguments))
     show_results()
 

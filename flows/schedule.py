@@ -42,10 +42,8 @@ def schedule() -> None:
                 servers.close_runs()
             servers.register_deployment()
             with processes.supervise([servers.worker()]):
-                console.print(
-                    f"Prefect: {command_line.without_login(os.environ['PREFECT_API_URL']).removesuffix('/api')}",
-                    highlight=False,
-                )
+                address = command_line.without_login(os.environ["PREFECT_API_URL"]).removesuffix("/api")
+                console.print(f"Prefect: {address}", highlight=False)
                 console.print(f"MLflow:  {command_line.without_login(mlflow) or servers.MLFLOW_UI}", highlight=False)
                 if own:
                     console.print(f"Login:   {guard.login_hint()}", highlight=False)

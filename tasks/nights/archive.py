@@ -74,7 +74,12 @@ def _copy_pictures(folder: Path, named: dict[str, int], draft: Path, most: Bound
         raise TooLarge(f"its rows name {len(named)} pictures, more than {most.pictures}")
     size, area = most.pictures_bytes, most.pictures_pixels  # that are left
     for image, line in named.items():
-        _refuse_own_names(image, line)
+        if (taken := image.partition("/")[0]).removesuffix(DRAFT) in (
+            ROWS,
+            QUARANTINE,
+            RECORD,
+        ):  # where the archive has its own
+            raise DeliveryError(f"line {line}: a picture is named {taken}, which the archive uses; give it another name")
         try:
             size -= _copy_picture(folder, image, line, draft, min(size, most.picture_bytes))
         except ABSENT:
@@ -91,17 +96,12 @@ def _copy_pictures(folder: Path, named: dict[str, int], draft: Path, most: Bound
 def _copy_picture(folder: Path, image: str, line: int, draft: Path, most: int) -> int:
     """Copy one picture; returns its bytes."""
     with open_inside(folder.parent, f"{folder.name}/{image}") as picture:
-        if not _is_plain(image):
+        # what it is called must mean nothing to DVC or git, which look for names such as dvc.yaml and .gitignore
+        if not image.lower().endswith(SUFFIXES) or any(part.startswith(".") for part in image.split("/")):
             fit = f"must end with one of {', '.join(SUFFIXES)}, and no part begin with a dot"
             raise DeliveryError(f"line {line}: a picture's name {fit}")
         (draft / image).parent.mkdir(parents=True, exist_ok=True)
         return copy_bounded(picture, draft / image, most)
-
-
-def _refuse_own_names(image: str, line: int) -> None:
-    """Raise ``DeliveryError`` for a picture that would lie where the archive keeps something of its own."""
-    if (taken := image.partition("/")[0]).removesuffix(DRAFT) in (ROWS, QUARANTINE, RECORD):
-        raise DeliveryError(f"line {line}: a picture is named {taken}, which the archive uses; give it another name")
 
 
 def _area(picture: Path) -> int:
@@ -113,18 +113,11 @@ def _area(picture: Path) -> int:
         return 0
 
 
-def _is_plain(image: str) -> bool:
-    """Whether a picture's path means nothing to DVC or git, which look for names such as ``dvc.yaml`` and ``.gitignore``."""
-    return image.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in image.split("/"))
-
-
-def _named_images(rows: Path) -> list[str]:
-    """Images that the lines name, as paths inside the delivery's folder, sorted; lines that cannot be read name none."""
-    return list(_lines_by_image(rows))
-
-
 def _lines_by_image(rows: Path) -> dict[str, int]:
-    """The same, each with the first line that names it."""
+    """Images that the lines name, as paths inside the delivery's folder, sorted, each with the first line that names it.
+
+    Lines that cannot be read name none.
+    """
     found: dict[str, int] = {}
     for number, line in enumerate(rows.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         if image := _image_of(line):
@@ -148,7 +141,7 @@ def _image_of(line: bytes) -> str:
 def content_digest(folder: Path) -> str:
     """SHA-256 of the rows and of every image that they name below ``folder``, a copy of our own."""
     digest = hashlib.sha256((folder / ROWS).read_bytes())
-    for image in _named_images(folder / ROWS):
+    for image in _lines_by_image(folder / ROWS):
         content = "missing"
         with suppress(*ABSENT, Stray), open_inside(folder, image) as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -158,7 +151,7 @@ def content_digest(folder: Path) -> str:
 
 def clear_inbox(inbox: Path, delivery: Delivery, most: Bounds) -> None:
     """Remove what the archive holds, but no image that another file there names, and no other delivery of the same name."""
-    home, images = delivery.client, _named_images(delivery.folder / ROWS)
+    home, images = delivery.client, _lines_by_image(delivery.folder / ROWS)
     try:
         whole = _same(inbox, f"{home}/{delivery.file}", delivery.folder, ROWS)
         if whole and all(_alike(inbox, f"{home}/{image}", delivery.folder, image) for image in images):

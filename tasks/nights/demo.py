@@ -170,10 +170,7 @@ def start_night(project: Path, night: str, address: str) -> subprocess.Popen[byt
 
 def kill(process: subprocess.Popen[bytes], project: Path, whole: bool) -> None:
     """SIGKILL the night alone, or with everything that it has started."""
-    victims = [psutil.Process(process.pid)]
-    if whole:
-        victims += marked(NIGHT_VARIABLE, str(project.resolve()))
-    for victim in victims:
+    for victim in (psutil.Process(process.pid), *(marked(NIGHT_VARIABLE, str(project.resolve())) if whole else [])):
         with suppress(psutil.Error):
             victim.send_signal(signal.SIGKILL)
     process.wait()
@@ -197,11 +194,10 @@ def simulate(night: SimulatedNight, project: Path, address: str, waits: list[flo
         process = start_night(project, night.name, address)
         try:
             process.wait(waits[kills] if kills < len(waits) else None)
+            return time.monotonic() - began, kills
         except subprocess.TimeoutExpired:
             kill(process, project, whole=rng.random() < 0.5)
             kills += 1
-            continue
-        return time.monotonic() - began, kills
 
 
 def seen_in_prefect(night: str, address: str) -> str:
@@ -238,23 +234,20 @@ def _store_of(project: Path) -> MlflowClient:
 
 def final_state(project: Path) -> dict[str, Any]:
     """What a series leaves behind, whenever and however often it was interrupted: all but clocks, and ids that are drawn."""
-    nights = _quietly(
-        "git", "tag", "--list", "night/*", "--format=%(refname:short) %(contents:subject)", folder=project
-    ).splitlines()
+    shown = "--format=%(refname:short) %(contents:subject)"
+    nights = _quietly("git", "tag", "--list", "night/*", shown, folder=project).splitlines()
     state: dict[str, Any] = {"nights": nights, "commits": _quietly("git", "log", "--format=%s", folder=project).splitlines()}
     for tag in (line.split()[0] for line in nights):
-        metrics = json.loads(_quietly("git", "show", f"{tag}:{paths.METRICS}", folder=project))
-        del metrics["seconds"]
-        state[tag] = metrics
+        state[tag] = json.loads(_quietly("git", "show", f"{tag}:{paths.METRICS}", folder=project))
+        del state[tag]["seconds"]
     for folder in (paths.CLIENTS, paths.ARCHIVE, paths.POLICY, paths.REWARDS, Path("inbox")):
         state[str(folder)] = {
             str(path.relative_to(project)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted((project / folder).rglob("*"))
             if path.is_file()
         }
-    state["endings"] = {night.name: seen_in_mlflow(project, night.name) for night in NIGHTS}
-    state["registry"] = _registered(project)
-    return state
+    endings = {night.name: seen_in_mlflow(project, night.name) for night in NIGHTS}
+    return state | {"endings": endings, "registry": _registered(project)}
 
 
 def _registered(project: Path) -> dict[str, Any]:

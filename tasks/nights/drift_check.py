@@ -42,7 +42,10 @@ def find_drift(
     findings = compare(had, came, (old, new), limits)
     if (model := load(client)) is None:
         return findings, ["drift of preferences was not judged: there is no reward model yet"]
-    before = _agreements(model, home, _sample(_kept_back(params, client), MOST_PAIRS, rng))
+    from tasks.project.clients import pairs_of  # imports torch
+
+    kept_back = pairs_of(params, client)[1]  # that the model was not trained on
+    before = _agreements(model, home, _sample(kept_back, MOST_PAIRS, rng))
     after = _agreements(model, folder, _sample(came, MOST_PAIRS, rng))
     if before and after:
         findings.append(agreement(before, after, limits))
@@ -68,18 +71,9 @@ def last_reward_model(client: str) -> RewardModel | None:
     return None
 
 
-def _kept_back(params: Params, client: str) -> list[Preference]:
-    """Pairs that the client's reward model was not trained on."""
-    from tasks.project.clients import pairs_of  # imports torch
-
-    return pairs_of(params, client)[1]
-
-
 def _sample(rows: Sequence[Preference], most: int, rng: np.random.Generator) -> list[Preference]:
     """At most so many of the rows."""
-    if len(rows) <= most:
-        return list(rows)
-    return [rows[i] for i in sorted(rng.choice(len(rows), most, replace=False))]
+    return list(rows) if len(rows) <= most else [rows[i] for i in sorted(rng.choice(len(rows), most, replace=False))]
 
 
 def _image_columns(root: Path, rows: Sequence[Preference]) -> dict[str, list[float]]:

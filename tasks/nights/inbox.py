@@ -21,12 +21,9 @@ CHUNK = 1 << 20
 HERE = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 KINDS = {
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+    stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # nothing that could be meant
 
 
@@ -64,9 +61,7 @@ def visible_names(folder: Path) -> list[str]:
     """Names in a folder, sorted, hidden ones left out; none where it is no folder, or a link to one."""
     try:
         handle = os.open(folder, HERE | os.O_NOFOLLOW)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return []
-    except OSError:  # a link (ELOOP)
+    except OSError:  # absent, no folder, closed to us or a link (ELOOP)
         return []
     try:
         return sorted(name for name in os.listdir(handle) if not name.startswith("."))  # noqa: PTH208 (a descriptor)
@@ -88,9 +83,7 @@ def copy_bounded(source: BinaryIO, target: Path, most: int) -> int:
 
 def bounded_lines(source: BinaryIO, longest: int) -> Iterator[bytes]:
     """Lines one by one; raises ``TooLarge`` at one of more than ``longest`` bytes, of which no more is read."""
-    number = 0
-    while line := source.readline(longest + 2):  # with its end, which may be CR LF
-        number += 1
+    for number, line in enumerate(iter(lambda: source.readline(longest + 2), b""), 1):  # with its end, which may be CR LF
         if len(line.rstrip(b"\r\n")) > longest:
             raise TooLarge(f"line {number} has more than {longest} bytes")
         yield line

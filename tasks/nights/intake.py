@@ -10,7 +10,7 @@ What a kill can't spoil:
 4. ``finished`` is set. Whatever lacks it is taken up at 2 by the next call.
 
 Images are stored under a name made of their bytes, so none overwrites another. A delivery that drifted too far stops at 1
-in the state ``held``, until a person releases or discards it (``tasks.nights.held``).
+in the state ``held``, until a person releases or discards it.
 
 A delivery is a stranger's: files are opened without leaving the inbox (``tasks.nights.inbox``), and ``nightly.delivery``
 bounds what is taken.
@@ -101,20 +101,15 @@ class Intake:
             earlier = [found for found in archived_deliveries() if (found.client, found.digest) == (client, digest)]
             if earlier:
                 shutil.rmtree(draft)
-                delivery, rows = self._once_more(earlier[0], path.name), None
+                again = list(dict.fromkeys([*earlier[0].again, self.night]))
+                delivery, rows = earlier[0].model_copy(update={"again": again, "file": path.name, "finished": False}), None
+                delivery.save()
             else:
                 delivery, rows = self._archive(client, path.name, draft, digest)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
         self.finish(delivery, rows)
-
-    def _once_more(self, earlier: Delivery, file: str) -> Delivery:
-        """Note that a delivery that the archive has came again."""
-        again = list(dict.fromkeys([*earlier.again, self.night]))
-        noted = earlier.model_copy(update={"again": again, "file": file, "finished": False})
-        noted.save()
-        return noted
 
     def _archive(self, client: str, file: str, draft: Path, digest: str) -> tuple[Delivery, CheckedRows]:
         """Judge a new delivery and put it into the archive."""
@@ -155,9 +150,8 @@ def client_of(path: Path, params: Params) -> str:
     except UnicodeEncodeError:
         raise DeliveryError(f"{inbox}/{client}: its name is not UTF-8; rename it") from None
     if client in params.fedvqa.styles and not paths.client_preferences(client).exists():
-        missing = paths.client_preferences(client)
-        fix = "`dvc pull` it or run the fedvqa stage"
-        raise DeliveryError(f"{inbox}/{client}: {missing} is not there to be added to; {fix}")
+        missing = f"{paths.client_preferences(client)} is not there to be added to"
+        raise DeliveryError(f"{inbox}/{client}: {missing}; `dvc pull` it or run the fedvqa stage")
     return client
 
 
@@ -174,8 +168,7 @@ def merge_rows(delivery: Delivery, rows: Sequence[ReadableRow]) -> None:
         lines.append(as_line(row.model_copy(update={"image": name})))
     file = paths.client_preferences(delivery.client)
     before = file.read_bytes() if file.exists() else b""
-    ended = before if before.endswith(b"\n") or not before else before + b"\n"
-    write_whole(file, ended + "".join(lines).encode())
+    write_whole(file, before + b"\n" * (before[-1:] not in (b"", b"\n")) + "".join(lines).encode())
 
 
 def _store_image(source: Path, home: Path) -> str:
@@ -203,3 +196,41 @@ def _clear_drafts() -> None:
     """Remove what was being copied when a call ended before its time."""
     for leftover in paths.ARCHIVE.glob(f"*/*{DRAFT}"):
         shutil.rmtree(leftover)
+
+
+# --- deliveries that drifted too far: a person releases or discards them -----------------------------------------------
+
+
+def held_deliveries() -> list[Delivery]:
+    """Those that wait for a person."""
+    return [delivery for delivery in archived_deliveries() if delivery.state == "held"]
+
+
+def release(name: str, params: Params) -> Delivery:
+    """Merge a held delivery in spite of its drift, its rows checked afresh; raises ``UserError`` if none has that name."""
+    held, intake = _find(name), Intake(params, "", last_reward_model)
+    rows = intake.checks.check(held.client, held.folder)
+    rows.write_quarantine(held.folder)
+    reasons = [f"released; held for: {reason}" for reason in held.reasons if reason not in rows.reasons]
+    update = {"state": "merged", "finished": False, "reasons": [*reasons, *rows.reasons], **rows.counts}
+    released = held.model_copy(update=update)
+    released.save()
+    return intake.finish(released, rows)
+
+
+def discard(name: str) -> Delivery:
+    """Decline a held delivery; the archive keeps it. Raises ``UserError`` if none has that name."""
+    discarded = _find(name).model_copy(update={"state": "discarded"})
+    discarded.save()
+    return discarded
+
+
+def _find(name: str) -> Delivery:
+    """The held delivery of that name or those 8 digits, which may be given as ``client/name``."""
+    held = held_deliveries()
+    own = [{delivery.name, delivery.digest[:8]} for delivery in held]
+    found = [d for d, names in zip(held, own, strict=True) if name in names | {f"{d.client}/{each}" for each in names}]
+    if len(found) != 1:
+        names = ", ".join(f"{delivery.client}/{printable(delivery.name)}" for delivery in held) or "none"
+        raise DeliveryError(f"{printable(name)}: {len(found)} held deliveries have that name; expected one of: {names}")
+    return found[0]

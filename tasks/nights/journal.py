@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -16,7 +14,6 @@ from zoneinfo import ZoneInfo
 
 from rich.console import Console
 
-from mor.errors import UserError
 from mor.evaluation.gate import Verdict
 from mor.files import write_whole
 from mor.text import printable
@@ -24,6 +21,7 @@ from tasks.nights.deliveries import Delivery, archived_deliveries
 from tasks.nights.git import tagged_nights
 from tasks.project import paths
 from tasks.project.dvc import StageOutcome
+from tasks.project.processes import hold_lock
 from tasks.project.webhook import notify
 
 Ending = Literal["", "Unchanged", "Held", "Promoted", "Refused", "Failed"]
@@ -89,16 +87,10 @@ class NightState:
             CURRENT.unlink(missing_ok=True)
 
 
-@contextmanager
-def night_lock() -> Iterator[None]:
-    """Hold the project's lock; raises ``UserError`` where another night has it."""
+def night_lock() -> AbstractContextManager[None]:
+    """The project's lock, for the time of a block; raises ``UserError`` where another night has it."""
     paths.NIGHTS.mkdir(exist_ok=True)
-    with (paths.NIGHTS / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{lock.name}: another night is under way in this folder; wait for its end") from None
-        yield
+    return hold_lock(paths.NIGHTS / "lock", "another night is under way in this folder; wait for its end")
 
 
 def begin(name: str | None, timezone: str) -> NightState:

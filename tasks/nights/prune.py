@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,14 +82,9 @@ def make_plan(last: int, cloud: bool = False) -> Plan:
     families = [family for family in _night_families() if _may_go(family, kept, nights, needed, last)]
     go = [key for key in registry.versions if key not in stay]
     used = {str(registry.versions[key].source) for key in stay}
-    return Plan(
-        kept=kept,
-        nights=[night for night in nights if night not in kept],
-        runs=[run.info.run_id for family in families for run in reversed(family)],
-        versions=go,
-        files=sorted({str(registry.versions[key].source) for key in go} - used),
-        needed_runs=sorted(needed),
-    )
+    runs = [run.info.run_id for family in families for run in reversed(family)]
+    files = sorted({str(registry.versions[key].source) for key in go} - used)
+    return Plan(kept, [night for night in nights if night not in kept], runs, go, files, sorted(needed))
 
 
 def in_order(night: str) -> tuple[str, int]:
@@ -130,11 +125,8 @@ def _kept_nights(nights: list[str], registry: RegisteredModels, last: int) -> di
     """The nights that stay, each with the reason; a better reason replaces another."""
     kept = dict.fromkeys(nights[-last:] if last else [], f"one of the last {last}")
     kept |= {registry.versions[key].tags.get("mor.night", ""): "candidate" for key in registry.aliased if key[0] == POLICY}
-    for version, why in (
-        (registry.baseline, "baseline"), (registry.previous, "previous champion"), (registry.champion, "champion")
-    ):  # fmt: skip
-        if version:
-            kept[version.tags.get("mor.night", "")] = why
+    named = {"baseline": registry.baseline, "previous champion": registry.previous, "champion": registry.champion}
+    kept |= {version.tags.get("mor.night", ""): why for why, version in named.items() if version}
     return {night: why for night, why in kept.items() if night}
 
 
@@ -165,16 +157,14 @@ def _kept_versions(registry: RegisteredModels, kept: Collection[str]) -> set[tup
 
 def _night_families() -> list[list[Run]]:
     """Every night's run with the runs below it, those in MLflow's trash too."""
-    found = store.search_runs("", deleted=True)
     below: dict[str, list[Run]] = {}
-    for run in found:
+    for run in store.search_runs("", deleted=True):
         below.setdefault(run.data.tags.get("mlflow.parentRunId", ""), []).append(run)
     return [[run, *below.get(run.info.run_id, [])] for run in below.get("", []) if "mor.night" in run.data.tags]
 
 
-def _may_go(family: Iterable[Run], kept: Collection[str], nights: list[str], needed: Collection[str], last: int) -> bool:
+def _may_go(family: list[Run], kept: Collection[str], nights: list[str], needed: Collection[str], last: int) -> bool:
     """A night's runs go if it is older than the last ones, left none of what champions need, and no version that stays."""
-    family = list(family)
     night = family[0].data.tags["mor.night"]
     old = last == 0 or (len(nights) >= last and in_order(night) < in_order(nights[-last]))
     return old and night not in kept and not {run.info.run_id for run in family} & set(needed)

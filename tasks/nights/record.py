@@ -12,7 +12,8 @@ from mor.config import Params
 from tasks.nights.deliveries import NOBODY, Delivery
 from tasks.nights.journal import NightState
 from tasks.project import paths
-from tasks.reports.night_page import Night, render_night
+from tasks.reports.images import figure_png
+from tasks.reports.night_page import Night, drift_figure, render_night
 from tasks.tracking import runs as tracking
 from tasks.tracking import store
 from tasks.tracking.open_run import StageRun
@@ -56,12 +57,7 @@ def write_night(night: NightState, params: Params) -> None:
 def drift_picture(deliveries: Sequence[Delivery]) -> bytes | None:
     """A picture of the deliveries' drift as PNG; None where none was judged."""
     judged = {f"{d.client}: {d.digest[:8]}: {d.decision}": d.drift for d in deliveries if d.drift and d.state != "empty"}
-    if not judged:
-        return None
-    from tasks.reports.drift_figure import drift_figure  # these import matplotlib
-    from tasks.reports.images import figure_png
-
-    return figure_png(drift_figure(judged), dpi=150)
+    return figure_png(drift_figure(judged), dpi=150) if judged else None
 
 
 def _figures(night: NightState) -> dict[str, float]:

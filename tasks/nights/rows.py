@@ -13,7 +13,6 @@ import pandas as pd
 from pydantic import ValidationError
 
 from mor.config import Validation
-from mor.data.checks import Problem
 from mor.data.schema import Preference
 from mor.files import write_whole
 from tasks.nights.deliveries import QUARANTINE, ROWS
@@ -44,12 +43,8 @@ class CheckedRows:
     @property
     def counts(self) -> dict[str, Any]:
         """What the delivery's record says of them."""
-        return {
-            "rows": len(self.table),
-            "accepted": len(self.fresh),
-            "duplicates": self.duplicates,
-            "quarantined": len(self.aside),
-        }
+        rows, fresh, aside = len(self.table), len(self.fresh), len(self.aside)
+        return {"rows": rows, "accepted": fresh, "duplicates": self.duplicates, "quarantined": aside}
 
     def write_quarantine(self, folder: Path) -> None:
         """Keep the bad rows with their reasons in the delivery's folder; no file where there are none."""
@@ -82,7 +77,10 @@ class RowChecks:
         reasons: list[str] = []
         if len(rest):
             verdict = check_delivery(replace(data, root=self.inbox / client), rest, self.shared, self.settings)
-            aside, reasons = verdict.reasons, [_counted(fault) for fault in verdict.faults]
+            aside = verdict.reasons
+            reasons = [
+                f"{_number(len(fault.lines))}: expected that {fault.claim}, got {fault.got[0]}" for fault in verdict.faults
+            ]
         aside |= {line: aside[first] for line, first in twins.items() if first in aside}  # no better than its twin
         if duplicates := sum(line not in aside for line in twins):
             reasons.append(f"{_number(duplicates)} known already")
@@ -137,10 +135,6 @@ def _with_clashes(table: pd.DataFrame, known: Sequence[ReadableRow], delivered: 
         taken.append(f"line {ids[name]} of the client's rows" if name in ids else None)
     columns = {"contradicted_by": against, "id_taken": taken}
     return table.assign(**{name: pd.Series(values, dtype=object) for name, values in columns.items()})
-
-
-def _counted(fault: Problem) -> str:
-    return f"{_number(len(fault.lines))}: expected that {fault.claim}, got {fault.got[0]}"
 
 
 def _number(rows: int) -> str:

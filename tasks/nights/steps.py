@@ -28,8 +28,8 @@ def step(name: str, function: Callable[..., T], *arguments: Any, retry: Nightly 
     if retry is not None:
         delays = [retry.retry_delay * 2**n for n in range(retry.retries)]
         options |= {"retries": len(delays), "retry_delay_seconds": delays, "retry_condition_fn": _may_pass}
-    decorated: Callable[..., T] = decorators.task(**options)(function)
-    return decorated(*arguments)
+    result: T = decorators.task(**options)(function)(*arguments)
+    return result
 
 
 def _may_pass(task: Any, run: Any, state: Any) -> bool:

@@ -94,14 +94,8 @@ def run_stage(stage: str, time_limit: float, watch: Callable[[dict[str, Any]], N
         kind = StageUnavailable if re.search(rf"exited with {TRY_AGAIN}\b", said) else StageFailed
         reason = error.read_text(encoding="utf-8") if error.exists() else "it says no more"
         raise kind(code, f"{stage} failed: {reason}; its log is {log}")
-    return StageOutcome(stage, _state(said), time.monotonic() - began)
-
-
-def _state(said: str) -> StageState:
-    """What became of a stage that ended well, by what ``dvc repro`` says of it."""
-    if "is cached - skipping run" in said:
-        return "Restored"
-    return "Ran" if "Running stage" in said else "Unchanged"
+    state: StageState = "Ran" if "Running stage" in said else "Unchanged"
+    return StageOutcome(stage, "Restored" if "is cached - skipping run" in said else state, time.monotonic() - began)
 
 
 def _wait(dvc: subprocess.Popen[bytes], deadline: float, progress: Path, watch: Callable[[dict[str, Any]], None]) -> int | None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from urllib.parse import urlsplit
 
 import httpx
@@ -21,6 +21,7 @@ from tasks.project.processes import POLL, Service, hold_lock
 POOL = "mor-nights"  # prefect.yaml names it too
 PREFECT_UI = "http://127.0.0.1:4200"
 MLFLOW_UI = "http://127.0.0.1:5000"
+PREFECT = [sys.executable, "-m", "prefect"]
 
 # What lets a run in flight survive a restart of the server: for the server, the worker and the flow runs below it.
 PREFECT_SETTINGS = {
@@ -38,11 +39,9 @@ TEMPORARY_PATIENCE = 60.0  # seconds for the server of one run, which goes on wi
 TEMPORARY_GRACE = 10.0  # seconds for it to end in
 
 
-@contextmanager
-def only_supervisor() -> Iterator[None]:
-    """Hold the folder's lock for the time of the block; raises ``UserError`` where another supervisor has it."""
-    with hold_lock(guard.home() / "lock", "`mor nightly` runs in this folder already; one is enough"):
-        yield
+def only_supervisor() -> AbstractContextManager[None]:
+    """The folder's lock, for the time of a block; raises ``UserError`` where another supervisor has it."""
+    return hold_lock(guard.home() / "lock", "`mor nightly` runs in this folder already; one is enough")
 
 
 def listen(address: str, way_out: str) -> socket.socket:
@@ -104,11 +103,9 @@ def temporary_prefect() -> Iterator[str | None]:
         server.log.write_bytes(b"")
         server.start()
     try:
-        if _comes_up(server):
-            with guard.client_environment(address):
-                yield address
-        else:
-            yield None
+        up = _comes_up(server)
+        with guard.client_environment(address) if up else nullcontext():
+            yield address if up else None
     finally:
         _end(server)
 
@@ -140,14 +137,14 @@ def _end(server: Service) -> None:
 
 def worker() -> Service:
     """What runs the nights that are due, in processes of its own."""
-    return Service("worker", _prefect_command("worker", "start", "--pool", POOL, "--type", "process"))
+    return Service("worker", [*PREFECT, "worker", "start", "--pool", POOL, "--type", "process"])
 
 
 def register_deployment() -> None:
     """The work pool, if it is not there yet, and the deployments of ``prefect.yaml``; raises ``UserError`` where that fails."""
-    if _run_prefect("work-pool", "inspect", POOL).returncode:
-        _require(_run_prefect("work-pool", "create", POOL, "--type", "process"))
-    _require(_run_prefect("--no-prompt", "deploy", "--all"))
+    if _run_prefect("work-pool", "inspect", POOL, check=False).returncode:
+        _run_prefect("work-pool", "create", POOL, "--type", "process")
+    _run_prefect("--no-prompt", "deploy", "--all")
 
 
 def close_runs() -> None:
@@ -168,17 +165,11 @@ def close_runs() -> None:
             client.set_flow_run_state(run.id, crashed, force=True)
 
 
-def _run_prefect(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(_prefect_command(*words), check=False, capture_output=True, text=True)
-
-
-def _require(done: subprocess.CompletedProcess[str]) -> None:
-    if done.returncode:
-        raise UserError(f"{' '.join(done.args[2:])} failed:\n{(done.stdout + done.stderr).strip()[-2000:]}")
-
-
-def _prefect_command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "prefect", *words]
+def _run_prefect(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*PREFECT, *words], check=False, capture_output=True, text=True)
+    if check and done.returncode:
+        raise UserError(f"prefect {' '.join(words)} failed:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+    return done
 
 
 # --- MLflow ------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from urllib.parse import quote
 from rich.console import Console
 
 from mor.config import load_params
+from mor.errors import UserError
 from mor.evaluation.metrics import Evaluation
 from mor.files import write_whole
 from mor.seeds import stream
@@ -19,13 +22,15 @@ from tasks.project import paths
 from tasks.reports.diff_console import print_difference
 from tasks.reports.diff_page import forest_plot, render_diff
 from tasks.reports.difference import ComparedRun, RunDifference, compare_results, pick_answers
-from tasks.reports.find_runs import began, find_run, last_two
 from tasks.reports.images import figure_png, thumbnail
 from tasks.tracking import runs as tracking
 from tasks.tracking import store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+LISTED = 8  # runs that a message names
+PREFIX = 4  # letters of a run's id, at least, that stand for it
 
 
 def compare_runs(a: str | None = None, b: str | None = None) -> None:
@@ -36,16 +41,69 @@ def compare_runs(a: str | None = None, b: str | None = None) -> None:
     params = load_params(paths.PARAMS)
     runs = [find_run(a), find_run(b)] if a and b else last_two(a or b)
     both = [read_run(run) for run in runs]
-    evaluation = params.evaluation
-    difference = compare_results(
-        *both,
-        resamples=evaluation.resamples,
-        confidence=evaluation.confidence,
-        rng=stream(params.seed, "diff"),
-    )
-    print_difference(difference, evaluation.confidence)
-    write_diff(difference, runs, samples=evaluation.samples, confidence=evaluation.confidence)
+    asked, rng = params.evaluation, stream(params.seed, "diff")
+    difference = compare_results(*both, resamples=asked.resamples, confidence=asked.confidence, rng=rng)
+    print_difference(difference, asked.confidence)
+    write_diff(difference, runs, samples=asked.samples, confidence=asked.confidence)
     Console().print(f"\n[bold]{paths.DIFF_REPORT}[/]  the same with pictures and more answers")
+
+
+# --- the runs that are meant -------------------------------------------------------------------------------------------
+
+
+def find_run(name: str) -> Run:
+    """The execution that ``name`` means; raises ``UserError`` where none or several fit."""
+    runs = executions()
+    nights = [run for run in runs if run.data.tags.get("mor.night") == name.removeprefix("night ").removeprefix("night/")]
+    if nights:
+        return nights[0]  # the newest
+    if found := _parent_of(name):
+        return found
+    starting = [run for run in runs if len(name) >= PREFIX and run.info.run_id.startswith(name)]
+    fitting = starting or [run for run in runs if run.info.run_name == name]
+    if len(fitting) == 1:
+        return fitting[0]
+    several = f"{len(fitting)} runs fit {name!r}; name one by its id"
+    said = several if fitting else f"no run {name!r}: give a night, an id or a name"
+    lines = [f"  {run.info.run_id[:8]}  {began(run)}  {run.info.run_name}" for run in (fitting or runs)[: LISTED + 1]]
+    listed = "\n".join([*lines[:LISTED], *["  ..."] * (len(lines) > LISTED)]) or "  none; make run makes one"
+    raise UserError(f"{said}. There are:\n{listed}")
+
+
+def last_two(second: str | None = None) -> tuple[Run, Run]:
+    """The last two executions that ended well, older first, nights if there are two; or ``second`` and the one before it."""
+    ended = [run for run in executions() if run.info.status == "FINISHED"]
+    nights = [run for run in ended if "mor.night" in run.data.tags]
+    runs = nights if len(nights) > 1 else ended
+    if second:
+        later = find_run(second)
+        runs = [later, *(run for run in runs if run.info.start_time < later.info.start_time)]
+    if len(runs) > 1:
+        return runs[1], runs[0]
+    raise UserError(f"two finished runs are needed to compare, and there are {len(runs)}: run the pipeline again (mor run)")
+
+
+def executions() -> list[Run]:
+    """Every execution of the pipeline, newest first."""
+    found = store.search_runs("tags.`mor.execution` != ''")
+    return sorted(found, key=lambda run: int(run.info.start_time), reverse=True)
+
+
+def _parent_of(run_id: str) -> Run | None:
+    """The run with that whole id, or the execution that it is a stage of."""
+    if not re.fullmatch(r"[0-9a-f]{32}", run_id):
+        return None
+    found = store.search_runs(f"attributes.run_id = '{run_id}'")
+    parent = found[0].data.tags.get("mlflow.parentRunId") if found else None
+    return _parent_of(parent) if parent else (found[0] if found else None)
+
+
+def began(run: Run) -> str:
+    """When it did, in UTC."""
+    return f"{datetime.fromtimestamp(run.info.start_time / 1000, UTC):%Y-%m-%d %H:%M}"
+
+
+# --- what is read of them, and written ------------------------------------------------------------------------------------
 
 
 def read_run(run: Run) -> ComparedRun:
@@ -64,20 +122,15 @@ def read_run(run: Run) -> ComparedRun:
         "dvc.lock": tags.get("mor.dvc_lock", ""),
     }
     name = str(run.info.run_name)
+    settings = {title: None if value == "None" else value for title, value in params.items()}
     return ComparedRun(
         name=name if "mor.night" in tags else f"{name} ({run.info.run_id[:8]})",
         facts={title: text for title, text in facts.items() if text},
-        params=tracking.with_effect(
-            {name: None if value == "None" else value for name, value in params.items() if not _data(name)}
-        ),
-        versions={name.removeprefix("data."): value for name, value in params.items() if _data(name)},
+        params=tracking.with_effect({name: value for name, value in settings.items() if not name.startswith("data.")}),
+        versions={name.removeprefix("data."): value for name, value in params.items() if name.startswith("data.")},
         metrics=run.data.metrics,
         evaluation=evaluation,
     )
-
-
-def _data(param: str) -> bool:
-    return param.startswith("data.")
 
 
 def read_images(difference: RunDifference, samples: int) -> dict[str, bytes]:

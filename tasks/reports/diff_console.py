@@ -11,14 +11,7 @@ from rich.table import Table
 
 from mor.text import printable, words
 from tasks.project import paths
-from tasks.reports.difference import (
-    RunDifference,
-    ScoreDifference,
-    ValueChange,
-    format_metric,
-    pick_answers,
-    worth_a_line,
-)
+from tasks.reports.difference import RunDifference, ScoreDifference, ValueChange, format_metric, pick_answers, worth_a_line
 from tasks.reports.plotting import SUITE_TITLES
 from tasks.reports.units import in_points
 

@@ -13,17 +13,7 @@ from mor.evaluation.metrics import MEASURES
 from mor.text import words
 from tasks.reports.difference import RunDifference, ScoreDifference, format_metric, pick_answers, worth_a_line
 from tasks.reports.html import render_page
-from tasks.reports.plotting import (
-    BLANK,
-    INK,
-    NO_CLIENT,
-    QUIET,
-    SUITE_TITLES,
-    TITLES,
-    client_colours,
-    panels,
-    styled,
-)
+from tasks.reports.plotting import BLANK, INK, NO_CLIENT, QUIET, SUITE_TITLES, TITLES, client_colours, panels, styled
 from tasks.reports.units import in_points
 
 

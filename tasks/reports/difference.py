@@ -109,15 +109,11 @@ def compare_results(
         scores = _score_differences(a.evaluation, b.evaluation, both, resamples, confidence, rng)
     numbers = value_changes(*({name: v for name, v in sorted(side.metrics.items()) if _is_number(name)} for side in (a, b)))
     return RunDifference(
-        a=a,
-        b=b,
-        params=value_changes(a.params, b.params),
-        versions=value_changes(a.versions, b.versions),
-        scores=scores,
+        a, b, value_changes(a.params, b.params), value_changes(a.versions, b.versions), scores,
         numbers=[change for change in numbers if not _close(change)],
         answers={suite: [AnswerChange(x, y) for x, y in pairs if x.text != y.text] for suite, pairs in both.items()},
         asked={suite: len(pairs) for suite, pairs in both.items()},
-    )
+    )  # fmt: skip
 
 
 def value_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ValueChange]:
@@ -188,12 +184,7 @@ def _samples(
 
 
 def _resampled(
-    flag: str,
-    paired: bool,
-    before: Sequence[Judged],
-    after: Sequence[Judged],
-    resamples: int,
-    rng: np.random.Generator,
+    flag: str, paired: bool, before: Sequence[Judged], after: Sequence[Judged], resamples: int, rng: np.random.Generator
 ) -> tuple[Estimate, Estimate]:
     old, new = ([getattr(reply, flag) for reply in replies] for replies in (before, after))
     if paired:

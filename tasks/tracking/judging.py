@@ -87,19 +87,16 @@ def _others(
     found, pinned = [(CHAMPION, serving, before)], baseline() or serving
     if pinned.policy != serving.policy:
         found.append((BASELINE, pinned, _stored(pinned)))
-    return [_other(name, version, stored, base, asked, params) for name, version, stored in found]
-
-
-def _other(
-    name: str, version: Candidate, stored: Evaluation | None,
-    base: Mapping[str, Sequence[Judged]], asked: Mapping[str, Sequence[Judged]], params: Params,
-) -> Other:  # fmt: skip
-    answered = stored.answers.get("aligned", {}) if stored else {}
-    new = {client for client in params.clients if client not in version.rewards}
     judged = {suite: list(replies) for suite, replies in asked.items() if replies and suite in (*params.clients, HELD_OUT)}
-    known = {suite: replies for suite, replies in judged.items() if suite not in new}
-    answers = {suite: base[suite] for suite in judged if suite in new} | _answers_of(version, answered, known)
-    return Other(name, answers, [suite for suite, replies in answered.items() if replies], list(version.rewards), new)
+    others = []
+    for name, version, stored in found:
+        answered = stored.answers.get("aligned", {}) if stored else {}
+        new = {client for client in params.clients if client not in version.rewards}
+        known = {suite: replies for suite, replies in judged.items() if suite not in new}
+        answers = {suite: base[suite] for suite in judged if suite in new} | _answers_of(version, answered, known)
+        had = [suite for suite, replies in answered.items() if replies]
+        others.append(Other(name, answers, had, list(version.rewards), new))
+    return others
 
 
 def _stored(version: Candidate) -> Evaluation | None:

@@ -119,10 +119,9 @@ def promote(candidate: Candidate, verdict: Verdict, gate: Gate) -> None:
         tags["mor.previous"] = str(before.policy)
     for key, value in tags.items():
         mlflow_client().set_model_version_tag(POLICY, version, key, value)
-    if not verdict.passed:
-        return
-    mlflow_client().set_registered_model_alias(POLICY, CHAMPION, version)
-    restore_aliases()
+    if verdict.passed:
+        mlflow_client().set_registered_model_alias(POLICY, CHAMPION, version)
+        restore_aliases()
 
 
 def restore_aliases() -> None:
@@ -177,9 +176,8 @@ def rollback() -> tuple[Candidate, Candidate]:
     serving = required_champion()
     previous = mlflow_client().get_model_version(POLICY, str(serving.policy)).tags.get("mor.previous")
     if previous is None:
-        raise UserError(
-            f"Version {serving.policy} of {POLICY}, night {serving.night}, is the first champion: there is none before it"
-        )
+        first = f"Version {serving.policy} of {POLICY}, night {serving.night}, is the first champion"
+        raise UserError(f"{first}: there is none before it")
     mlflow_client().set_registered_model_alias(POLICY, CHAMPION, previous)
     restore_aliases()
     return serving, candidate_of(previous)

@@ -11,8 +11,7 @@ import yaml
 from mor.config import Params
 from mor.errors import UserError
 from tasks.nights.deliveries import archived_deliveries
-from tasks.nights.held import discard, release
-from tasks.nights.intake import take_in_all
+from tasks.nights.intake import discard, release, take_in_all
 from tasks.nights.record import drift_picture
 from tasks.project import paths
 from tests.tasks.nights.delivering import (

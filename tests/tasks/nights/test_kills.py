@@ -18,8 +18,7 @@ import pytest
 
 from mor.config import Params
 from tasks.nights.deliveries import archived_deliveries
-from tasks.nights.held import release
-from tasks.nights.intake import take_in_all
+from tasks.nights.intake import release, take_in_all
 from tasks.stages.validate import DataSet, check_delivery
 from tests.tasks.nights.delivering import FOREIGN_WARNINGS, NIGHT, drop, good, load, merged_rows, only, pair, swapped, tree
 

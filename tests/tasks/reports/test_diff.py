@@ -15,7 +15,7 @@ from rich.console import Console
 
 from mor.config import load_params
 from mor.errors import UserError
-from tasks.reports import diff, find_runs
+from tasks.reports import diff
 from tasks.reports.diff_console import print_difference
 from tasks.reports.difference import compare_results
 from tasks.tracking import runs as tracking
@@ -76,22 +76,22 @@ def clear() -> None:
 
 @pytest.mark.parametrize("name", ["2026-01-01", "night 2026-01-01", "night/2026-01-01"])
 def test_a_night_is_found_by_its_date(runs: dict[str, str], name: str) -> None:
-    assert find_runs.find_run(name).info.run_id == runs["a"]
+    assert diff.find_run(name).info.run_id == runs["a"]
 
 
 def test_a_run_is_found_by_its_id_and_the_beginning_of_it(runs: dict[str, str]) -> None:
-    assert find_runs.find_run(runs["c"]).info.run_id == runs["c"]
-    assert find_runs.find_run(runs["c"][:10]).info.run_id == runs["c"]
+    assert diff.find_run(runs["c"]).info.run_id == runs["c"]
+    assert diff.find_run(runs["c"][:10]).info.run_id == runs["c"]
 
 
 def test_a_stage_stands_for_its_execution(runs: dict[str, str]) -> None:
     (stage,) = store.search_runs(f"tags.`mlflow.parentRunId` = '{runs['b']}'")
-    assert find_runs.find_run(stage.info.run_id).info.run_id == runs["b"]
+    assert diff.find_run(stage.info.run_id).info.run_id == runs["b"]
 
 
 def test_a_name_of_two_runs_is_refused_with_their_ids(runs: dict[str, str]) -> None:
     with pytest.raises(UserError) as error:
-        find_runs.find_run("by hand")
+        diff.find_run("by hand")
     assert "2 runs fit 'by hand'" in str(error.value)
     assert all(runs[name][:8] in str(error.value) for name in "cd")
     assert runs["a"][:8] not in str(error.value)
@@ -99,14 +99,14 @@ def test_a_name_of_two_runs_is_refused_with_their_ids(runs: dict[str, str]) -> N
 
 def test_an_unknown_name_is_refused_with_the_runs_that_there_are(runs: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"no run '2026-09-09'[\s\S]*night 2026-01-02"):
-        find_runs.find_run("2026-09-09")
+        diff.find_run("2026-09-09")
 
 
 def test_without_names_the_last_two_nights_are_compared_older_first(runs: dict[str, str]) -> None:
-    assert [run.info.run_id for run in find_runs.last_two()] == [runs["a"], runs["b"]]
-    assert [run.info.run_id for run in find_runs.last_two("2026-01-02")] == [runs["a"], runs["b"]]
+    assert [run.info.run_id for run in diff.last_two()] == [runs["a"], runs["b"]]
+    assert [run.info.run_id for run in diff.last_two("2026-01-02")] == [runs["a"], runs["b"]]
     with pytest.raises(UserError, match="two finished runs are needed"):
-        find_runs.last_two("2026-01-01")
+        diff.last_two("2026-01-01")
 
 
 def test_comparison_prints_settings_data_scores_and_answers_and_writes_the_page(
@@ -147,8 +147,8 @@ def test_two_executions_of_the_same_differ_in_no_setting(runs: dict[str, str]) -
 def test_an_execution_without_kept_answers_is_compared_in_the_rest(runs: dict[str, str]) -> None:
     bare = tracking.open_parent("bare", load_params(), "bare")
     console = Console(record=True, width=120)
-    side = diff.read_run(find_runs.find_run(bare))
-    other = diff.read_run(find_runs.find_run(runs["a"]))
+    side = diff.read_run(diff.find_run(bare))
+    other = diff.read_run(diff.find_run(runs["a"]))
     assert side.evaluation is None
     evaluation = load_params().evaluation
     found = compare_results(other, side, resamples=evaluation.resamples, confidence=0.95, rng=np.random.default_rng(0))
@@ -159,6 +159,6 @@ def test_an_execution_without_kept_answers_is_compared_in_the_rest(runs: dict[st
 
 
 def test_where_nothing_ran_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(find_runs, "executions", list)
+    monkeypatch.setattr(diff, "executions", list)
     with pytest.raises(UserError, match="there are 0: run the pipeline again"):
-        find_runs.last_two()
+        diff.last_two()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mor.data.drift import Finding
-from tasks.reports.drift_figure import COLOURS, drift_figure
+from tasks.reports.night_page import COLOURS, drift_figure
 
 
 def test_the_figure_has_a_panel_a_delivery_and_a_dot_at_every_distance() -> None:
