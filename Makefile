@@ -14,7 +14,7 @@ export DVC_NO_ANALYTICS := 1
 run: $(MOR)  ## bring every stage up to date and show the results; ARGS go to `dvc repro`
 	@$(MOR) run $(ARGS)
 
-test: $(INSTALLED)  ## every check, the fastest first
+test: $(MOR)  ## every check, the fastest first
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
@@ -34,7 +34,8 @@ nightly ui zoo: $(MOR)  ## until Ctrl-C, which make leaves to them
 	@trap : INT TERM; $(MOR) $@ $(ARGS)
 
 clean:  ## remove what runs have made, the servers' login too, but neither your data in data/ nor the environment
-	rm -rf models/rewards models/router models/policy reports .checkpoints .prefect mlruns mlflow.db dvc_plots
+	find reports -mindepth 1 ! -name metrics.json -delete
+	rm -rf models/rewards models/router models/policy .checkpoints .prefect mlruns mlflow.db dvc_plots
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(INSTALLED): requirements.lock

@@ -159,9 +159,10 @@ def best_factors(params: Params, rows: Iterable[Measurement]) -> dict[str, float
     for row in rows:
         if row.setting == SEARCH and row.measure == "preference" and row.suite in params.clients:
             found.setdefault(row.method, {}).setdefault(row.learning_rate, []).append(row.value)
+    averaged = {name for name, recipe in recipes(params.clients).items() if recipe.objective in ("sft", "dpo")}
     rates = {True: params.benchmark.averaging.learning_rate, False: params.grpo.learning_rate}
     best = {name: max(tried, key=lambda rate, tried=tried: sum(tried[rate])) for name, tried in found.items()}  # type: ignore[misc]
-    searched = {name: rate / rates[name.startswith("fed")] for name, rate in best.items()}
+    searched = {name: rate / rates[name in averaged] for name, rate in best.items()}
     return {name: searched[like] for name, like in RATE_OF.items() if like in searched} | searched
 
 

@@ -106,5 +106,5 @@ def report_results(params: Params, rows: Sequence[Measurement]) -> tuple[Results
     console = Console()
     console.width = max(console.width, WIDTH)
     console.print(console_tables(results, weak))
-    console.print(f"Results: {RESULTS}; report: {paths.BENCHMARK_REPORT}; runs: experiment {EXPERIMENT} in `mlflow ui`")
+    console.print(f"Results: {RESULTS}; report: {paths.BENCHMARK_REPORT}; runs: experiment {EXPERIMENT} in `mor ui`")
     return results, weak

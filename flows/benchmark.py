@@ -1,7 +1,7 @@
 """MoR against what one would do instead.
 
 Without options the headline: every seed of `params.yaml` and the methods of the headline table. What was measured
-before is not measured again; an interrupted comparison goes on where it stopped.
+before is not measured again; an interrupted benchmark goes on where it stopped.
 """
 
 from __future__ import annotations

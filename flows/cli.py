@@ -19,7 +19,7 @@ class Command(NamedTuple):
     panel: str
 
 
-RUNS, NIGHTS, OTHER = "Runs", "Nights", "Beside them"
+RUNS, NIGHTS, OTHER = "Runs", "Nights", "Other"
 COMMANDS = {
     "run": Command("pipeline", "run", "Bring every stage up to date; further words go to dvc repro.", RUNS),
     "ui": Command("ui", "ui", "Show the runs in a browser: MLflow's pages.", RUNS),

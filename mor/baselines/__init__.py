@@ -1,1 +1,1 @@
-"""What MoR is compared with: other mixtures of the same rewards, and the averaging of parameters."""
+"""The averaging of parameters, which MoR is compared with; other mixtures are in ``mor.alignment.mixtures``."""

@@ -127,7 +127,7 @@ def _parts(image: Image.Image) -> Iterator[tuple[NDArray[np.float64], NDArray[np
         yield pixels.mean(axis=2), pixels.max(axis=2) - pixels.min(axis=2)
 
 
-def compare(
+def differences(
     before: Sequence[Preference],
     after: Sequence[Preference],
     pictures: tuple[Mapping[str, ArrayLike], Mapping[str, ArrayLike]],

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mor.config import Boundary
+from mor.errors import ConfigError
 from mor.federation.ledger import Ledger
 from mor.federation.remote import RemoteClient
 from mor.federation.service import ClientService
@@ -53,7 +54,12 @@ class LocalClient:
     boundary: Boundary = field(default_factory=Boundary)
 
     def connect(self, base: Vlm, ledger: Ledger) -> RemoteClient:
-        """The server's end of it; ``base`` is the public model, with which the client reads its examples."""
+        """The server's end of it; ``base`` is the public model, with which the client reads its examples.
+
+        Raises ``ConfigError`` for a client without examples.
+        """
+        if not self.examples:
+            raise ConfigError(f"client {self.name}: it has no examples; give some of its prompts with their images")
         prompts, images = zip(*self.examples, strict=True)
         service = ClientService(
             FunctionReward(self.reward),

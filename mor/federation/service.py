@@ -1,9 +1,9 @@
 """A client's side of the boundary: it holds the private data, the reward model and the answer key, and turns a request's bytes
 into a reply's bytes.
 
-Whoever asks, no more leaves than ``Allowance`` says: how many answers in a run (from the start of the service to its end), and
-how private the one mean of prompt features is. A request that asks for more gets ``Failure("budget")``, one that is not of
-the contract ``Failure("malformed")``; texts of errors stay in the client's own log.
+Whoever asks, no more leaves than ``mor.config.Boundary`` says: how many answers in a run (from the start of the service to its
+end), and how private the one mean of prompt features is. A request that asks for more gets ``Failure("budget")``, one that is
+not of the contract ``Failure("malformed")``; texts of errors stay in the client's own log.
 """
 
 from __future__ import annotations

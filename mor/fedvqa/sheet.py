@@ -75,7 +75,7 @@ def contact_sheet(clients: Mapping[str, Path], held_out: Path | None = None, *, 
 
 
 def _is_generated(folder: Path) -> bool:
-    """Whether the benchmark wrote it: made-up data, which may be shown."""
+    """Whether the fedvqa stage wrote it: made-up data, which may be shown."""
     return (folder / MARKER).exists()
 
 
@@ -176,7 +176,7 @@ def data_card(
     """Markdown: what the data is, how much of it there is, who judged it, where it comes from, what it is not for.
 
     ``clients`` maps names to folders; ``public`` and ``evaluation`` are the server's folders. ``styles`` maps the
-    benchmark's clients to their house styles, and ``error_rate`` is their annotators' set share of mistakes. Raises
+    embedded clients to their house styles, and ``error_rate`` is their annotators' set share of mistakes. Raises
     ``DataError`` for a file that cannot be read.
     """
     private = {client: read_rows(folder / "preferences.jsonl", Preference) for client, folder in clients.items()}

@@ -1,7 +1,7 @@
 """Write the embedded data in the bring-your-own folder format (see ``mor.data.schema``).
 
 A generated folder carries a marker file. A folder without one is somebody's own data and is left alone, so a user
-replaces any part of the benchmark by putting a folder in its place.
+replaces any part of it by putting a folder in its place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MARKER = ".generated"
 
 
 def is_own_data(folder: Path) -> bool:
-    """Whether ``folder`` holds data that the benchmark did not write and must not touch."""
+    """Whether ``folder`` holds data that this did not write and must not touch."""
     return folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists()
 
 

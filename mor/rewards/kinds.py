@@ -1,6 +1,9 @@
 """The kinds of reward model: how each is trained, written and read.
 
 A new kind is a module of its own, its name in ``mor.config.RewardKind``, and a line in ``trainer_of`` and in ``SCORERS``.
+
+On disk a reward model is ``reward.json`` (kind, backbone), ``calibration.json``, and either a PEFT folder ``adapter/``
+or full weights ``model/``; the head adds ``head.safetensors``.
 """
 
 from __future__ import annotations
@@ -28,13 +31,15 @@ Parts = dict[str, Any]  # what a reward model's fingerprint covers
 
 def trainer_of(kind: RewardKind) -> Callable[..., tuple[Any, ScalarHead | None]]:
     """What trains that kind and returns model and head; TRL is imported here and not where models are only read."""
-    if kind == "implicit":
-        from mor.rewards.implicit import train_implicit
+    match kind:
+        case "implicit":
+            from mor.rewards.implicit import train_implicit
 
-        return train_implicit
-    from mor.rewards.head import train_head
+            return train_implicit
+        case "head":
+            from mor.rewards.head import train_head
 
-    return train_head
+            return train_head
 
 
 def train_reward_model(
@@ -72,6 +77,8 @@ def load_reward_model(folder: Path, batch_size: int = 128, backbone: str | None 
         raise ModelError(f"{folder}: {Path(error.filename).name} is missing; train it with `dvc repro`") from None
     backbone = backbone or str(settings["backbone"])
     parts: Parts = {"kind": settings["kind"], "calibration": asdict(calibration)}
+    if settings["kind"] not in SCORERS:
+        raise ModelError(f"{folder}: its kind is {settings['kind']!r}; expected {' or '.join(SCORERS)}")
     tuned = _tuned(folder, backbone, batch_size, parts)
     scorer = SCORERS[settings["kind"]](folder, settings, tuned, backbone, parts)
     return CalibratedReward(scorer, calibration, fingerprint(parts))
@@ -92,7 +99,10 @@ def _head(folder: Path, settings: dict[str, Any], tuned: Vlm, backbone: str, par
 
 
 # (folder, reward.json, tuned model, backbone, parts to add to) -> scorer
-SCORERS: dict[RewardKind, Callable[[Path, dict[str, Any], Vlm, str, Parts], Scorer]] = {"implicit": _implicit, "head": _head}
+SCORERS: dict[RewardKind, Callable[[Path, dict[str, Any], Vlm, str, Parts], Scorer]] = {
+    "implicit": _implicit,
+    "head": _head,
+}
 
 
 def _tuned(folder: Path, backbone: str, batch_size: int, parts: Parts) -> Vlm:

@@ -8,9 +8,6 @@ Two kinds:
 
 Scores are standardised by the client's own calibration, so that they arrive with mean 0 and deviation 1 on its data.
 ``None`` means unscorable (a non-finite score); it is never turned into 0.
-
-On disk a reward model is ``reward.json`` (kind, backbone), ``calibration.json``, and either a PEFT folder ``adapter/``
-or full weights ``model/``; the head adds ``head.safetensors``.
 """
 
 from __future__ import annotations

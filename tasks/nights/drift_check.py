@@ -11,7 +11,7 @@ import yaml
 
 from mor.config import Params
 from mor.data import pictures
-from mor.data.drift import Finding, agreement, compare, image_statistics
+from mor.data.drift import Finding, agreement, differences, image_statistics
 from mor.data.schema import Preference, load_images
 from mor.seeds import stream
 from tasks.nights.deliveries import DeliveryError
@@ -39,7 +39,7 @@ def find_drift(
     had, came = [row.row for row in rows.known], [row.row for row in rows.fresh]
     old = _image_columns(home, _sample(had, MOST_PICTURES, rng))
     new = _image_columns(folder, _sample(came, MOST_PICTURES, rng))
-    findings = compare(had, came, (old, new), limits)
+    findings = differences(had, came, (old, new), limits)
     if (model := load(client)) is None:
         return findings, ["drift of preferences was not judged: there is no reward model yet"]
     from tasks.project.clients import pairs_of  # imports torch

@@ -132,7 +132,7 @@ def token(name: str) -> str:
     """The bearer token that server and client share, from ``MOR_TOKEN_<CLIENT>``; raises ``ConfigError``."""
     variable = f"MOR_TOKEN_{name.upper()}"
     if not os.environ.get(variable):
-        raise ConfigError(f"client {name}: set {variable} to the bearer token that its service was started with")
+        raise ConfigError(f"client {name}: set {variable} to the bearer token that its service and the server share")
     try:
         check_token(os.environ[variable])
     except ConfigError as error:

@@ -1,7 +1,7 @@
 """The one place that spells paths, all relative to the project's folder, from which every stage runs.
 
 Raw data keeps its images: an ``image`` in a validated row is relative to the *raw* folder of the same data
-(``raw_client(name)``, ``PUBLIC``, ``EVAL``; held-out pairs keep theirs in ``EVAL`` too).
+(``client_folder(name)``, ``PUBLIC``, ``EVAL``; held-out pairs keep theirs in ``EVAL`` too).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from tasks.project import paths
 WIDTH = 96  # columns that the widest table needs; a narrower terminal wraps its lines instead of hiding figures
 NEXT = """\
 [bold]reports/report.html[/]  plots and samples before and after
-[bold]mlflow ui[/]            runs, compared
+[bold]mor ui[/]               runs, compared
 [bold]dvc metrics show[/], [bold]dvc plots show[/], [bold]dvc metrics diff[/]"""
 
 

@@ -66,7 +66,7 @@ def find_run(name: str) -> Run:
     several = f"{len(fitting)} runs fit {name!r}; name one by its id"
     said = several if fitting else f"no run {name!r}: give a night, an id or a name"
     lines = [f"  {run.info.run_id[:8]}  {began(run)}  {run.info.run_name}" for run in (fitting or runs)[: LISTED + 1]]
-    listed = "\n".join([*lines[:LISTED], *["  ..."] * (len(lines) > LISTED)]) or "  none; make run makes one"
+    listed = "\n".join([*lines[:LISTED], *["  ..."] * (len(lines) > LISTED)]) or "  none; mor run makes one"
     raise UserError(f"{said}. There are:\n{listed}")
 
 
@@ -80,7 +80,7 @@ def last_two(second: str | None = None) -> tuple[Run, Run]:
         runs = [later, *(run for run in runs if run.info.start_time < later.info.start_time)]
     if len(runs) > 1:
         return runs[1], runs[0]
-    raise UserError(f"two finished runs are needed to compare, and there are {len(runs)}: run the pipeline again (mor run)")
+    raise UserError(f"two finished runs are needed for a diff, and there are {len(runs)}: run the pipeline again (mor run)")
 
 
 def executions() -> list[Run]:

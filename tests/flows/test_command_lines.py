@@ -187,7 +187,7 @@ def test_a_name_that_prefect_hands_over_is_checked_too(folder: Path, monkeypatch
     assert not (folder / ".nights").exists()
 
 
-def test_an_option_of_the_comparison_takes_several_values() -> None:
+def test_an_option_of_the_benchmark_takes_several_values() -> None:
     from flows.benchmark import spread
 
     assert spread(["--seeds", "0", "1", "2", "--quick"]) == ["--seeds", "0", "--seeds", "1", "--seeds", "2", "--quick"]
@@ -198,7 +198,7 @@ def test_an_option_of_the_comparison_takes_several_values() -> None:
     assert spread(["--seeds", "--quick", "stray"]) == ["--seeds", "--quick", "stray"]  # Typer's to refuse
 
 
-def test_the_comparison_names_the_methods_that_it_knows(folder: Path) -> None:
+def test_the_benchmark_names_the_methods_that_it_knows(folder: Path) -> None:
     done = run(folder, "mor benchmark", "--seeds", "0", "1", "--methods", "mor", "mro")
     assert done.returncode == 2
     assert "'mro' is no method; expected base, mor" in done.stderr

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mor.config import Drift
-from mor.data.drift import agreement, categories, compare, decide, image_statistics, shape
+from mor.data.drift import agreement, categories, decide, differences, image_statistics, shape
 from mor.data.schema import Preference
 
 LIMITS = Drift(
@@ -81,7 +81,7 @@ def test_rows_are_compared_by_pictures_lengths_and_categories() -> None:
         return [row] * 40
 
     pictures = ({"brightness": [0.2] * 40}, {"brightness": [0.9] * 40})
-    found = {f.name: f for f in compare(rows("What?", "a"), rows("What is it?", "a"), pictures, LIMITS)}
+    found = {f.name: f for f in differences(rows("What?", "a"), rows("What is it?", "a"), pictures, LIMITS)}
     stopped = {name for name, finding in found.items() if finding.decision == "stop"}
     assert stopped == {"brightness", "prompt_length"}
     assert found.keys() == {"brightness", "prompt_length", "chosen_length", "rejected_length", "categories"}

@@ -1,6 +1,6 @@
 """What the tests over HTTPS run on this machine: a certificate, and a service in a process of its own.
 
-``python -m tests.federation.local PORT CERTIFICATE KEY`` serves ``handle`` below until it is stopped.
+``python -m tests.mor.federation.local PORT CERTIFICATE KEY`` serves ``handle`` below until it is stopped.
 """
 
 from __future__ import annotations

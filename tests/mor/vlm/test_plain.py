@@ -23,8 +23,7 @@ from mor.federation.remote import RemoteClient
 from mor.federation.service import ClientService
 from mor.fedvqa.render import draw_question
 from mor.rewards.calibration import Calibration
-from mor.rewards.head import train_head
-from mor.rewards.implicit import train_implicit
+from mor.rewards.kinds import trainer_of
 from mor.rewards.model import CalibratedReward, HeadReward, ImplicitReward, ScalarHead
 from mor.vlm.load import Vlm
 from mor.vlm.plain import PlainText, control_marks
@@ -127,9 +126,8 @@ def test_a_step_of_training_on_forged_pairs_changes_weights(name: str, kind: str
     pairs = pairs_of(vlm)
     lora = Lora(rank=rank, alpha=8, target_modules="all-linear")
     settings = load_params().rewards.model_copy(update={"kind": kind, "steps": 2, "batch_size": 4, "lora": lora})
-    train = train_implicit if kind == "implicit" else train_head
-    trained: Any = train(f"models/zoo/{name}", pairs, IMAGES[:1] * len(pairs), settings, seed=0, checkpoints=tmp_path)
-    model = trained[0] if kind == "head" else trained
+    images = IMAGES[:1] * len(pairs)
+    model, _ = trainer_of(kind)(f"models/zoo/{name}", pairs, images, settings, seed=0, checkpoints=tmp_path)  # type: ignore[arg-type]
     scores = Vlm((model.merge_and_unload() if rank else model).eval(), vlm.processor).answer_log_probs(
         [pair.prompt for pair in pairs], IMAGES[:1] * len(pairs), [pair.chosen for pair in pairs]
     )

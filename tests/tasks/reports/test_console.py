@@ -58,7 +58,7 @@ def test_reward_models_wire_router_and_clock_are_shown(shown: str) -> None:
 
 
 def test_where_to_look_next_is_named(shown: str) -> None:
-    for place in ("reports/report.html", "mlflow ui", "dvc metrics show", "dvc plots show"):
+    for place in ("reports/report.html", "mor ui", "dvc metrics show", "dvc plots show"):
         assert place in shown
 
 

@@ -30,8 +30,8 @@ class Counting:
 @pytest.fixture
 def model() -> Any:
     with warnings.catch_warnings(action="ignore"):  # MLflow's own, at its first import
-        from tasks.tracking.serving.reward import RewardModel
-    served = RewardModel()
+        from tasks.tracking.serving.reward import ServedReward
+    served = ServedReward()
     served.model = Counting()  # type: ignore[assignment]
     return served
 
