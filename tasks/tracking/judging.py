@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,10 @@ def judge_candidate(candidate: Candidate, params: Params) -> Verdict:
     before = _stored(serving) if serving else None
     verdict = judge(
         aligned,
-        _others(serving, before, base, aligned, params),
+        _others(serving, before, base, aligned, params.clients),
         clients=list(params.clients),
         kl=_number(read_json(paths.stage_metrics("align")).get("align.kl")),
-        calibration=_calibration(params, before),
+        calibration=_calibration(params.clients, before),
         settings=params.gate,
         resamples=params.evaluation.resamples,
         confidence=params.evaluation.confidence,
@@ -65,11 +65,11 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
 
 
-def _calibration(params: Params, before: Evaluation | None) -> dict[str, tuple[float, float]]:
+def _calibration(clients: Collection[str], before: Evaluation | None) -> dict[str, tuple[float, float]]:
     """Mean and deviation of each client's reward model; of those that have pairs of their own to score, or had."""
     described = read_json(paths.METRICS).get("reward_models", {})
     found = {}
-    for client in params.clients:
+    for client in clients:
         measured = described.get(client)
         if measured is None or client in measured.get("pair_accuracy", {}) or (before and client in before.calibration):
             numbers = (measured or {}).get("calibration") or {}
@@ -79,7 +79,7 @@ def _calibration(params: Params, before: Evaluation | None) -> dict[str, tuple[f
 
 def _others(
     serving: Candidate | None, before: Evaluation | None,
-    base: Mapping[str, Sequence[Judged]], asked: Mapping[str, Sequence[Judged]], params: Params,
+    base: Mapping[str, Sequence[Judged]], asked: Mapping[str, Sequence[Judged]], clients: Collection[str],
 ) -> list[Other]:  # fmt: skip
     """What the candidate is compared with: the base alone, or the champion and, if that is another, the baseline."""
     if serving is None:
@@ -87,11 +87,11 @@ def _others(
     found, pinned = [(CHAMPION, serving, before)], baseline() or serving
     if pinned.policy != serving.policy:
         found.append((BASELINE, pinned, _stored(pinned)))
-    judged = {suite: list(replies) for suite, replies in asked.items() if replies and suite in (*params.clients, HELD_OUT)}
+    judged = {suite: list(replies) for suite, replies in asked.items() if replies and suite in (*clients, HELD_OUT)}
     others = []
     for name, version, stored in found:
         answered = stored.answers.get("aligned", {}) if stored else {}
-        new = {client for client in params.clients if client not in version.rewards}
+        new = set(clients) - version.rewards.keys()
         known = {suite: replies for suite, replies in judged.items() if suite not in new}
         answers = {suite: base[suite] for suite in judged if suite in new} | _answers_of(version, answered, known)
         had = [suite for suite, replies in answered.items() if replies]

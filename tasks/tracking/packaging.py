@@ -10,23 +10,20 @@ import hashlib
 import importlib.metadata
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from PIL import Image
 
-from mor.config import Params
+from mor.config import GrpoSettings, Params
 from mor.data.pictures import png_bytes
 from mor.files import digest
 from tasks.project import paths
 from tasks.tracking.registry import CANDIDATE, EVALUATION, POLICY, Candidate, candidate_of, reward_name, versions_of
 from tasks.tracking.store import mlflow_client, quiet_mlflow
-
-if TYPE_CHECKING:
-    from mlflow.models import ModelSignature
 
 SERVING = Path(__file__).parent / "serving"  # what runs where a model is loaded
 MOR = Path(__file__).parents[2] / "mor"
@@ -36,21 +33,21 @@ NEEDED = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "saf
 
 @dataclass(frozen=True)
 class Package:
-    """A model to register: its code, its ``folders`` and settings, and what it takes and gives."""
+    """A model to register: its code, folders and settings, an example of what it takes, and the types of what it gives."""
 
     name: str
     code: Path
     folders: Mapping[str, Path]
-    settings: Mapping[str, Any]
-    signature: ModelSignature
+    settings: dict[str, Any]
     example: Mapping[str, str]
-    tags: Mapping[str, str] = field(default_factory=dict)
+    gives: Mapping[str, str]
+    tags: dict[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """What tells it from other versions."""
         folders = sorted((name, digest(folder)) for name, folder in self.folders.items())
-        described = json.dumps([folders, dict(self.settings), dict(self.tags)], sort_keys=True)
+        described = json.dumps([folders, self.settings, self.tags], sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
@@ -59,27 +56,25 @@ def register(night: str, run_id: str, params: Params) -> Candidate:
 
     Their files become artifacts of the MLflow run ``run_id``. Registering the same again changes nothing.
     """
-    rewards = {client: _registered(_reward(client, params), night, run_id) for client in params.clients}
-    policy = _registered(_policy(rewards, params), night, run_id)
+    rewards = {name: _registered(_reward(name, client.backbone), night, run_id) for name, client in params.clients.items()}
+    policy = _registered(_policy(rewards, params.base, params.grpo), night, run_id)
     for name, version in {**{reward_name(client): v for client, v in rewards.items()}, POLICY: policy}.items():
         mlflow_client().set_registered_model_alias(name, CANDIDATE, str(version))
     return candidate_of(str(policy))
 
 
-def _reward(client: str, params: Params) -> Package:
-    backbone = params.clients[client].backbone
+def _reward(client: str, backbone: str) -> Package:
     folders = {"reward": paths.reward_folder(client)} | _local(backbone=backbone)
-    given = _signature(("image", "prompt", "completion"), (), ("score",))
     example = _example() | {"completion": "7"}
-    return Package(reward_name(client), SERVING / "reward.py", folders, {"backbone": backbone}, given, example)
+    return Package(reward_name(client), SERVING / "reward.py", folders, {"backbone": backbone}, example, {"score": "double"})
 
 
-def _policy(rewards: Mapping[str, int], params: Params) -> Package:
-    folders = {"policy": paths.POLICY, "router": paths.round_folder(params.grpo.rounds)} | _local(base=params.base)
-    settings = {"base": params.base, "max_tokens": params.grpo.max_completion_tokens}
-    given = _signature(("image", "prompt"), ("answer",), [f"weight.{client}" for client in params.clients])
+def _policy(rewards: Mapping[str, int], base: str, grpo: GrpoSettings) -> Package:
+    folders = {"policy": paths.POLICY, "router": paths.round_folder(grpo.rounds)} | _local(base=base)
+    settings = {"base": base, "max_tokens": grpo.max_completion_tokens}
+    gives = {"answer": "string"} | {f"weight.{client}": "double" for client in rewards}
     tags = {"mor.rewards": json.dumps(rewards)}
-    return Package(POLICY, SERVING / "policy.py", folders, settings, given, _example(), tags)
+    return Package(POLICY, SERVING / "policy.py", folders, settings, _example(), gives, tags)
 
 
 def _registered(package: Package, night: str, run_id: str) -> int:
@@ -104,28 +99,20 @@ def _registered(package: Package, night: str, run_id: str) -> int:
 
 def _save(package: Package, folder: Path) -> None:
     from mlflow import pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
 
+    sides = dict.fromkeys(package.example, "string"), package.gives
+    takes, gives = (Schema([ColSpec(kind, name) for name, kind in side.items()]) for side in sides)
     pyfunc.save_model(
         folder,
         python_model=str(package.code),
         artifacts={key: str(path) for key, path in package.folders.items()},
-        model_config=dict(package.settings),
+        model_config=package.settings,
         code_paths=[str(MOR)],
-        signature=package.signature,
+        signature=ModelSignature(takes, gives),
         input_example=pd.DataFrame([package.example]),
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in ("mlflow", *NEEDED)],
-    )
-
-
-def _signature(given: Sequence[str], texts: Sequence[str], numbers: Sequence[str]) -> ModelSignature:
-    """Columns of text that a model takes, and columns of text and of numbers that it gives."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-
-    found = dict.fromkeys(texts, DataType.string) | dict.fromkeys(numbers, DataType.double)
-    return ModelSignature(
-        Schema([ColSpec(DataType.string, name) for name in given]),
-        Schema([ColSpec(kind, name) for name, kind in found.items()]),
     )
 
 

@@ -132,12 +132,11 @@ def restore_aliases() -> None:
     serving = champion()
     due = {reward_name(client): str(version) for client, version in serving.rewards.items()} if serving else {}
     for model in mlflow_client().search_registered_models(f"name LIKE '{reward_name('%')}'", max_results=1000):
-        held = model.aliases.get(CHAMPION)
-        if model.name not in due:
-            if held is not None:
-                mlflow_client().delete_registered_model_alias(model.name, CHAMPION)
-        elif str(held) != due[model.name]:
-            mlflow_client().set_registered_model_alias(model.name, CHAMPION, due[model.name])
+        held, wanted = model.aliases.get(CHAMPION), due.get(model.name)
+        if wanted and str(held) != wanted:
+            mlflow_client().set_registered_model_alias(model.name, CHAMPION, wanted)
+        elif held is not None and not wanted:
+            mlflow_client().delete_registered_model_alias(model.name, CHAMPION)
     if serving and baseline() is None:
         _pin(str(serving.policy), AUTOMATIC)
 

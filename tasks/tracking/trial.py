@@ -62,13 +62,12 @@ def run_trial(
         job[client] = {"uri": f"models:/{reward_name(client)}/{version}", "rows": rows}
     found, failure = _in_fresh_process(job, seconds)
     results: dict[str, dict[str, Any]] = {label: found.get(label, {"trouble": failure}) for label in job}
-    policy = results.pop(POLICY)
-    troubles = {client: f"{result['trouble']}; {LOG} says more" for client, result in results.items() if "trouble" in result}
-    rows = policy.get("rows", [])
+    troubles = {label: f"{result['trouble']}; {LOG} says more" for label, result in results.items() if "trouble" in result}
+    rows = results.pop(POLICY).get("rows", [])
     return Trial(
         answers=[row["answer"] for row in rows],
         weights=[{key.removeprefix(WEIGHT): row[key] for key in row if key.startswith(WEIGHT)} for row in rows],
-        trouble=f"{policy['trouble']}; {LOG} says more" if "trouble" in policy else "",
+        trouble=troubles.pop(POLICY, ""),
         scores={client: [row["score"] for row in result.get("rows", [])] for client, result in results.items()},
         troubles=troubles,
     )
