@@ -19,10 +19,10 @@ from pydantic import BaseModel
 
 from mor.files import digest
 from mor.text import public_message
-from tasks.tracking.store import BATCH, experiment, log_changed, mlflow_client
+from tasks.tracking.store import experiment, mlflow_client
 
 FLUSH = 200  # metrics held back before they go to the store in one batch
-PARAMS = 100  # settings that MLflow takes at once
+METRICS, PARAMS = 1000, 100  # that MLflow takes at once
 
 
 @dataclass
@@ -49,8 +49,8 @@ class StageRun:
 
     def flush(self) -> None:
         """Write what is held back."""
-        for start in range(0, len(self._pending), BATCH):
-            mlflow_client().log_batch(self.run_id, metrics=self._pending[start : start + BATCH])
+        for start in range(0, len(self._pending), METRICS):
+            mlflow_client().log_batch(self.run_id, metrics=self._pending[start : start + METRICS])
         self._pending.clear()
 
     def params(self, values: Mapping[str, Any]) -> None:
@@ -78,15 +78,16 @@ class StageRun:
         mlflow_client().log_inputs(self.run_id, datasets=[entry])
 
     def headline(self, values: Mapping[str, float]) -> None:
-        """Record metrics on the parent run, where executions are compared."""
-        log_changed(self.parent_id, values)
+        """Record metrics on the parent run, where executions are compared; those that it holds already add no points."""
+        held = mlflow_client().get_run(self.parent_id).data.metrics
+        parent = StageRun(self.parent_id, self.parent_id, self.stage)
+        parent.metrics({name: value for name, value in values.items() if held.get(name) != float(value)})
+        parent.flush()
 
     @contextmanager
-    def child(
-        self, name: str, params: Mapping[str, Any] | None = None, tags: Mapping[str, str] | None = None
-    ) -> Iterator[StageRun]:
+    def child(self, name: str, params: Mapping[str, Any] | None = None) -> Iterator[StageRun]:
         """A further child of the *parent*, such as ``align round 1``; its metrics stay out of the stage's file."""
-        with open_child(self.parent_id, name, self.stage, params or {}, {**self.tags, **(tags or {})}) as run:
+        with open_child(self.parent_id, name, self.stage, params or {}, self.tags) as run:
             yield run
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,10 +22,10 @@ import yaml
 
 from mor.config import Params, load_params
 from mor.evaluation.metrics import flatten as numbers
-from mor.files import digest, read_json
+from mor.files import digest, read_json, write_whole
 from tasks.project import paths
 from tasks.tracking.open_run import StageRun, closing, dotted, open_child, process_name
-from tasks.tracking.store import experiment, keep_files, log_changed, mlflow_client, run_address, search_runs
+from tasks.tracking.store import experiment, keep_files, mlflow_client, run_address, search_runs
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -47,14 +47,13 @@ def stage_run(stage: str, params: Mapping[str, Any]) -> Iterator[StageRun]:
     metric and ``seconds``; a number that is not finite becomes ``null``. An exception marks the run as failed.
     """
     settings = load_params(paths.PARAMS)  # the whole of it tells where a run came from
-    with (
-        _parent(settings) as parent,
-        open_child(parent, paths.stage_name(stage), stage, params, origin(settings)) as run,
-    ):
+    tags = origin(settings.seed, settings.router.kind)
+    with _parent(settings) as parent, open_child(parent, paths.stage_name(stage), stage, params, tags) as run:
         began = time.perf_counter()
         yield run
         run.metrics({"seconds": time.perf_counter() - began})
-        _write_metrics(paths.stage_metrics(stage), run.last)
+        finite = {name: value if math.isfinite(value) else None for name, value in sorted(run.last.items())}
+        write_whole(paths.stage_metrics(stage), json.dumps(finite, indent=2) + "\n")
         if stage == LAST_STAGE and PARENT_VARIABLE not in os.environ:
             reconcile(parent, settings)
 
@@ -66,34 +65,33 @@ def reconcile(parent_id: str, settings: Params) -> list[str]:
     recorded settings and metrics. The parent gets the metrics of ``reports/metrics.json``, the versions of the data, the
     final ``dvc.lock`` digest, and the files that a comparison needs. Calling it again changes nothing.
     """
-    lock = read_lock()
-    cached = _record_cached_stages(parent_id, settings, lock)
-    log_changed(parent_id, numbers(read_json(paths.METRICS)))
-    held = mlflow_client().get_run(parent_id).data.params  # those of an earlier call; MLflow lets no param change
-    versions = {f"data.{name}": version for name, version in data_versions(lock, settings.clients).items()}
-    StageRun(parent_id, parent_id, "pipeline").params({n: v for n, v in versions.items() if n not in held})
-    keep_files(
-        parent_id,
-        [file for file in (paths.METRICS, paths.EVALUATION, paths.PARAMS, paths.DVC_LOCK) if file.exists()],
-        {"mor.dvc_lock": _lock_digest()},
-    )
-    return cached
-
-
-def _record_cached_stages(parent_id: str, settings: Params, lock: Mapping[str, Any]) -> list[str]:
-    ran = {paths.stage_name(child.data.tags.get("mor.stage", "")) for child in _children(parent_id) if _counts(child)}
-    cached = []
-    for stage, entry in (lock.get("stages") or {}).items():
-        removed = "@" in stage and stage.partition("@")[2] not in settings.clients  # DVC keeps a removed client's entry
-        if removed or paths.stage_name(stage) in ran:
-            continue
-        used = entry.get("params", {}).get(str(paths.PARAMS), {})
-        tags = {**origin(settings), "mor.cached": "true"}
+    lock, parent = read_lock(), StageRun(parent_id, parent_id, "pipeline")
+    cached = _stages_without_run(parent_id, lock, settings.clients)
+    tags = origin(settings.seed, settings.router.kind) | {"mor.cached": "true"}
+    for stage in cached:
+        used = lock["stages"][stage].get("params", {}).get(str(paths.PARAMS), {})
         with open_child(parent_id, paths.stage_name(stage), stage, used, tags) as run:
             recorded = read_json(paths.stage_metrics(stage))
             run.metrics({name: value for name, value in recorded.items() if value is not None})
-        cached.append(stage)
+    parent.headline(numbers(read_json(paths.METRICS)))
+    held = mlflow_client().get_run(parent_id).data.params  # those of an earlier call; MLflow lets no param change
+    versions = {f"data.{name}": version for name, version in data_versions(lock, settings.clients).items()}
+    parent.params({name: version for name, version in versions.items() if name not in held})
+    kept = [file for file in (paths.METRICS, paths.EVALUATION, paths.PARAMS, paths.DVC_LOCK) if file.exists()]
+    keep_files(parent_id, kept, {"mor.dvc_lock": _lock_digest()})
     return cached
+
+
+def _stages_without_run(parent_id: str, lock: Mapping[str, Any], clients: Collection[str]) -> list[str]:
+    """The stages of ``dvc.lock`` of which no run below the parent ended well, or is this process's own."""
+    own = process_name(psutil.Process())
+    ran = {
+        paths.stage_name(child.data.tags.get("mor.stage", ""))
+        for child in _children(parent_id)
+        if child.info.status == "FINISHED" or child.data.tags.get("mor.process") == own  # a killed one stays RUNNING
+    }
+    present = (s for s in lock.get("stages") or {} if "@" not in s or s.partition("@")[2] in clients)  # DVC keeps removed ones
+    return [stage for stage in present if paths.stage_name(stage) not in ran]
 
 
 # --- parents -----------------------------------------------------------------------------------------------------------
@@ -111,7 +109,7 @@ def open_parent(execution: str, settings: Params, name: str = "", tags: Mapping[
     It holds the settings that a result can depend on, and no others, so that runs differ only where something differs.
     """
     name = name or f"{settings.router.kind} seed {settings.seed}"
-    own = {**origin(settings), "mor.execution": execution, **(tags or {})}
+    own = {**origin(settings.seed, settings.router.kind), "mor.execution": execution, **(tags or {})}
     parent: str = mlflow_client().create_run(experiment(), tags=own, run_name=name).info.run_id
     StageRun(parent, parent, "pipeline").params(with_effect(settings.model_dump()))
     return parent
@@ -119,7 +117,10 @@ def open_parent(execution: str, settings: Params, name: str = "", tags: Mapping[
 
 def close_parent(parent_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
     """Set the parent's final status, and close the runs below it whose process was killed."""
-    alive = _process_names()
+    alive = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            alive.add(process_name(process))
     for child in _children(parent_id):
         if child.info.status == "RUNNING" and child.data.tags.get("mor.process") not in alive:
             mlflow_client().set_terminated(child.info.run_id, "KILLED")
@@ -148,14 +149,6 @@ def execution_name() -> str:
     return process_name(psutil.Process())
 
 
-def _process_names() -> set[str]:
-    names = set()
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            names.add(process_name(process))
-    return names
-
-
 # --- stages of a parent ------------------------------------------------------------------------------------------------
 
 
@@ -171,18 +164,13 @@ def stage_address(parent_id: str, stage: str) -> str:
 
 
 def _children(parent_id: str) -> list[Run]:
+    """Newest first."""
     return search_runs(f"tags.`mlflow.parentRunId` = '{parent_id}'")
 
 
 def _stage_run(parent_id: str, stage: str) -> Run | None:
     """The newest run of a stage; its rounds have names of their own."""
-    runs = [child for child in _children(parent_id) if child.info.run_name == paths.stage_name(stage)]
-    return max(runs, key=lambda run: int(run.info.start_time), default=None)
-
-
-def _counts(run: Run) -> bool:
-    """Whether a stage's run is one that ended well, or this process's own; a killed one stays RUNNING."""
-    return run.info.status == "FINISHED" or run.data.tags.get("mor.process") == process_name(psutil.Process())
+    return next((child for child in _children(parent_id) if child.info.run_name == paths.stage_name(stage)), None)
 
 
 # --- where a run came from ---------------------------------------------------------------------------------------------
@@ -197,8 +185,8 @@ def with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def origin(settings: Params) -> dict[str, str]:
-    """Where the code, the data and the settings of a run came from, as tags."""
+def origin(seed: int, router: str) -> dict[str, str]:
+    """Where the code, the data and the settings of a run came from, as tags; ``router`` is its kind."""
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{paths.DVC_LOCK}", f":!{paths.REPORTS}")
     return {
@@ -208,8 +196,8 @@ def origin(settings: Params) -> dict[str, str]:
         "mlflow.source.git.commit": commit or "unknown",
         "mor.dirty": str(bool(changed)).lower(),
         "mor.dvc_lock": _lock_digest(),
-        "mor.seed": str(settings.seed),
-        "mor.router": settings.router.kind,
+        "mor.seed": str(seed),
+        "mor.router": router,
     }
 
 
@@ -239,9 +227,3 @@ def _git(*arguments: str) -> str:
 
 def _lock_digest() -> str:
     return digest(paths.DVC_LOCK) if paths.DVC_LOCK.exists() else "none"
-
-
-def _write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
-    finite = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(finite, indent=2) + "\n")

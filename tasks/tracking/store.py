@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ EXPERIMENT = "mor"
 RESULTS = "results"  # the parent's artifact folder of what an execution ended with
 ADDRESS_VARIABLE = "MOR_MLFLOW_UI"
 ADDRESS = "http://127.0.0.1:5000"  # where `mlflow ui` answers unless told otherwise
-BATCH = 1000  # metrics that MLflow takes at once
 
 
 @cache
@@ -66,32 +64,19 @@ def quiet_mlflow() -> Iterator[None]:
 
 def search_runs(query: str, *, deleted: bool = False) -> list[Run]:
     """The runs of the experiment that fit a query in MLflow's language, newest first; ``deleted`` adds those in the trash."""
-    view, order = 3 if deleted else 1, ["attributes.start_time DESC"]  # MLflow's ViewType: ALL, ACTIVE_ONLY
-    found: list[Run] = []
-    token = None
-    while token != "":
-        page = mlflow_client().search_runs([experiment()], query, view, order_by=order, page_token=token)
-        found += page
-        token = page.token or ""
+    from mlflow import search_runs
+
+    view = 3 if deleted else 1  # MLflow's ViewType: ALL, ACTIVE_ONLY
+    order = ["attributes.start_time DESC"]
+    found: list[Run] = search_runs([experiment()], query, view, order_by=order, output_format="list")
     return found
 
 
-def log_changed(run_id: str, values: Mapping[str, float]) -> None:
-    """Log those of ``values`` that the run does not hold already, so that repeating it adds no points."""
-    from mlflow.entities import Metric
-
-    held = mlflow_client().get_run(run_id).data.metrics
-    now = int(time.time() * 1000)
-    new = [Metric(name, float(value), now, 0) for name, value in values.items() if held.get(name) != float(value)]
-    for start in range(0, len(new), BATCH):
-        mlflow_client().log_batch(run_id, metrics=new[start : start + BATCH])
-
-
-def keep_files(run_id: str, files: Iterable[Path], tags: Mapping[str, str] | None = None) -> None:
+def keep_files(run_id: str, files: Iterable[Path], tags: Mapping[str, str]) -> None:
     """Keep copies of files in a run's ``results`` folder, in place of older ones, and set its tags."""
     for file in files:
         mlflow_client().log_artifact(run_id, str(file), RESULTS)
-    for name, value in (tags or {}).items():
+    for name, value in tags.items():
         mlflow_client().set_tag(run_id, name, value)
 
 
