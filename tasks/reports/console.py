@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from mor.config import HELD_OUT, SUMMARIES
+from mor.evaluation.metrics import MEASURES
 from tasks.project import paths
 
 WIDTH = 96  # columns that the widest table needs; a narrower terminal wraps its lines instead of hiding figures
@@ -34,40 +35,41 @@ def show_results(console: Console | None = None) -> None:
 
 def models_table(metrics: Mapping[str, Any]) -> Table:
     """Base against aligned with their intervals, one row a suite; shares in percent, the difference in points."""
-    table = _table()
-    for measure in ("preference", "accuracy"):
-        for heading in (f"{measure}\nbase", "\naligned", "\nchange"):
-            table.add_column(heading, justify="right", no_wrap=True)
+    headings = [heading for measure in MEASURES for heading in (f"{measure}\nbase", "\naligned", "\nchange")]
+    table = console_table("", [""], headings, dense=True)
     base, aligned = metrics["models"]["base"], metrics["models"]["aligned"]
     summaries = (*SUMMARIES, HELD_OUT)
     clients = [suite for suite in base["preference"] if suite not in summaries]
     for suite in (*clients, *summaries):
         row = [suite.replace("_", "-")]
-        for measure in ("preference", "accuracy"):
+        for measure in MEASURES:
             before, after = base[measure].get(suite), aligned[measure].get(suite)
             row += [_share(before), _share(after), _change(before, after)]
         table.add_row(*row, end_section=suite == clients[-1])
     return table
 
 
-def _table() -> Table:
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    table.add_column("")
+def console_table(title: str, texts: Sequence[str], numbers: Sequence[str] = (), *, dense: bool = False) -> Table:
+    """A table without rows: headings of columns of text, then those of columns of numbers; ``dense`` puts them closer."""
+    looks: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "pad_edge": False, "collapse_padding": dense}
+    table = Table(*texts, title=title, box=box.SIMPLE_HEAD, **looks)
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
 def _details(metrics: Mapping[str, Any]) -> list[Table]:
     """The clients' reward models and the wire; the router and the clock."""
-    clients = _table()
-    for heading in ("reward model's pairs\ncorrectness", "\nstyle", "\nmalformed", "wire\nup", "\ndown"):
-        clients.add_column(heading, justify="right")
+    headings = ("reward model's pairs\ncorrectness", "\nstyle", "\nmalformed", "wire\nup", "\ndown")
+    clients = console_table("", [""], headings, dense=True)
     for client, counts in metrics.get("wire", {}).items():
         pairs = metrics.get("reward_models", {}).get(client, {}).get("pair_accuracy", {}).get(client, {})
         kinds = [_share(pairs.get(kind)) for kind in ("correctness", "style", "malformed")]
         clients.add_row(client, *kinds, _kilobytes(counts.get("up_bytes")), _kilobytes(counts.get("down_bytes")))
     router, seconds = metrics.get("router", {}), metrics.get("seconds", {})
+    entropy = "-" if router.get("entropy") is None else f"{router['entropy']:.2f}"
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("router", f"accuracy {_share(router.get('accuracy'))}, entropy {_number(router.get('entropy'))}")
+    facts.add_row("router", f"accuracy {_share(router.get('accuracy'))}, entropy {entropy}")
     facts.add_row("seconds", ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items()))
     return [clients, facts]
 
@@ -92,11 +94,6 @@ def _change(before: Any, after: Any) -> str:
         return "-"
     points = 100 * (new - old)
     return f"[{'green' if points > 0 else 'red' if points < 0 else 'dim'}]{points:+.1f}[/]"
-
-
-def _number(metric: Any) -> str:
-    value = _value(metric)
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _kilobytes(count: float | None) -> str:

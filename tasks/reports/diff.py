@@ -44,7 +44,10 @@ def compare_runs(a: str | None = None, b: str | None = None) -> None:
     asked, rng = params.evaluation, stream(params.seed, "diff")
     difference = compare_results(*both, resamples=asked.resamples, confidence=asked.confidence, rng=rng)
     print_difference(difference, asked.confidence)
-    write_diff(difference, runs, samples=asked.samples, confidence=asked.confidence)
+    picture = figure_png(forest_plot(difference.scores, difference.clients)) if difference.scores else None
+    images, links = read_images(difference, asked.samples), _links(runs)
+    page = render_diff(difference, picture, images, samples=asked.samples, confidence=asked.confidence, links=links)
+    write_whole(paths.DIFF_REPORT, page)
     Console().print(f"\n[bold]{paths.DIFF_REPORT}[/]  the same with pictures and more answers")
 
 
@@ -85,8 +88,7 @@ def last_two(second: str | None = None) -> tuple[Run, Run]:
 
 def executions() -> list[Run]:
     """Every execution of the pipeline, newest first."""
-    found = store.search_runs("tags.`mor.execution` != ''")
-    return sorted(found, key=lambda run: int(run.info.start_time), reverse=True)
+    return store.search_runs("tags.`mor.execution` != ''")
 
 
 def _parent_of(run_id: str) -> Run | None:
@@ -122,11 +124,11 @@ def read_run(run: Run) -> ComparedRun:
         "dvc.lock": tags.get("mor.dvc_lock", ""),
     }
     name = str(run.info.run_name)
-    settings = {title: None if value == "None" else value for title, value in params.items()}
+    settings = {title: value for title, value in params.items() if value != "None" and not title.startswith("data.")}
     return ComparedRun(
         name=name if "mor.night" in tags else f"{name} ({run.info.run_id[:8]})",
         facts={title: text for title, text in facts.items() if text},
-        params=tracking.with_effect({name: value for name, value in settings.items() if not name.startswith("data.")}),
+        params=tracking.with_effect(settings),
         versions={name.removeprefix("data."): value for name, value in params.items() if name.startswith("data.")},
         metrics=run.data.metrics,
         evaluation=evaluation,
@@ -140,19 +142,6 @@ def read_images(difference: RunDifference, samples: int) -> dict[str, bytes]:
         return {}
     names = {answer.after.image for answers in difference.answers.values() for answer in pick_answers(answers, samples)}
     return {name: thumbnail(paths.EVAL / name) for name in sorted(names) if (paths.EVAL / name).exists()}
-
-
-def write_diff(difference: RunDifference, runs: Sequence[Run], *, samples: int, confidence: float) -> None:
-    """Write ``reports/diff.html``, whole or not at all."""
-    page = render_diff(
-        difference,
-        figure_png(forest_plot(difference.scores, difference.clients)) if difference.scores else None,
-        read_images(difference, samples),
-        samples=samples,
-        confidence=confidence,
-        links=_links(runs),
-    )
-    write_whole(paths.DIFF_REPORT, page)
 
 
 def _links(runs: Sequence[Run]) -> dict[str, str]:

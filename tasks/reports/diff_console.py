@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mor.evaluation.metrics import MEASURES
 from mor.text import printable, words
 from tasks.project import paths
+from tasks.reports.console import console_table
 from tasks.reports.difference import RunDifference, ScoreDifference, ValueChange, format_metric, pick_answers, worth_a_line
 from tasks.reports.plotting import SUITE_TITLES
 from tasks.reports.units import in_points
@@ -32,10 +33,12 @@ def print_difference(difference: RunDifference, confidence: float, console: Cons
         console.print(_scores(difference.scores, confidence))
     else:
         console.print("\n[bold]Scores[/]  not comparable: a run has kept no answers (reports/evaluation.json)")
-    numbers = [change for change in difference.numbers if worth_a_line(change)]
-    if numbers:
-        console.print(_numbers(numbers[:NUMBERS]))
-    if left := len(difference.numbers) - len(numbers[:NUMBERS]):
+    table = console_table("Other figures that differ", [""], ["A", "B"])
+    for change in [change for change in difference.numbers if worth_a_line(change)][:NUMBERS]:
+        table.add_row(change.name, *(format_metric(change.name, value) for value in (change.before, change.after)))
+    if table.row_count:
+        console.print(table)
+    if left := len(difference.numbers) - table.row_count:
         console.print(f"[dim]and {left} other figures, in {paths.DIFF_REPORT}[/]")
     _print_answers(console, difference)
 
@@ -44,7 +47,7 @@ def _print_changes(console: Console, title: str, changes: Sequence[ValueChange],
     if not changes:
         console.print(f"\n[bold]{title}[/]  {same}")
         return
-    table = _table(title, ("", "A", "B"))
+    table = console_table(title, ["", "A", "B"])
     for change in changes:
         table.add_row(change.name, _text(change.before), f"[bold]{_text(change.after)}[/]")
     console.print(table)
@@ -56,11 +59,9 @@ def _text(value: object) -> str:
 
 def _scores(scores: Iterable[ScoreDifference], confidence: float) -> Table:
     """One row a suite; shares in percent, differences in points with their intervals."""
-    table = _table(f"Scores, with {100 * confidence:g} % intervals of B less A", ("",))
-    for measure in ("preference", "accuracy"):
-        for heading in (f"{measure}\nA", "\nB", "\nB less A"):
-            table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("paired\nquestions", justify="right")
+    headings = [heading for measure in MEASURES for heading in (f"{measure}\nA", "\nB", "\nB less A")]
+    title = f"Scores, with {100 * confidence:g} % intervals of B less A"
+    table = console_table(title, [""], [*headings, "paired\nquestions"])
     rows: dict[str, list[ScoreDifference]] = {}
     for score in scores:
         rows.setdefault(score.suite, []).append(score)
@@ -76,26 +77,15 @@ def _gain(score: ScoreDifference) -> str:
     return f"[{tone}]{in_points(difference.value)}[/] [dim]({in_points(difference.low)} to {in_points(difference.high)})[/]"
 
 
-def _numbers(changes: Sequence[ValueChange]) -> Table:
-    table = _table("Other figures that differ", ("",))
-    for heading in ("A", "B"):
-        table.add_column(heading, justify="right")
-    for change in changes:
-        table.add_row(change.name, format_metric(change.name, change.before), format_metric(change.name, change.after))
-    return table
-
-
 def _print_answers(console: Console, difference: RunDifference) -> None:
     if not difference.asked:
         return
-    counts = _table("Answers that changed", ("",))
-    for heading in ("questions of both", "better", "worse", "other words"):
-        counts.add_column(heading, justify="right")
+    counts = console_table("Answers that changed", [""], ["questions of both", "better", "worse", "other words"])
     for suite, asked in difference.asked.items():
         outcomes = difference.outcomes(suite)
         counts.add_row(words(suite), str(asked), *(str(outcomes[name]) for name in ("better", "worse", "reworded")))
     console.print(counts)
-    examples = _table("", ("suite", "question", "preferred", "A", "B", ""))
+    examples = console_table("", ["suite", "question", "preferred", "A", "B", ""])
     for suite, answers in difference.answers.items():
         for answer in pick_answers(answers, ANSWERS):
             before, after = answer.before, answer.after
@@ -103,10 +93,3 @@ def _print_answers(console: Console, difference: RunDifference) -> None:
             examples.add_row(words(suite), *texts, OUTCOMES[answer.outcome])
     if examples.row_count:
         console.print(examples)
-
-
-def _table(title: str, columns: Iterable[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left", title_style="bold")
-    for column in columns:
-        table.add_column(column)
-    return table

@@ -70,8 +70,8 @@ class AnswerChange:
     @property
     def outcome(self) -> Outcome:
         """Whether the answer got worse or better in the eyes of its suite's annotator, or only reads otherwise."""
-        change = _merit(self.after) - _merit(self.before)
-        return "better" if change > 0 else "worse" if change < 0 else "reworded"
+        before, after = ((reply.preferred, reply.right) for reply in (self.before, self.after))
+        return "better" if after > before else "worse" if after < before else "reworded"
 
 
 @dataclass(frozen=True)
@@ -148,20 +148,17 @@ def _question(reply: Judged) -> tuple[str, ...]:
     return reply.id, reply.image, reply.prompt, reply.answer
 
 
-def _merit(reply: Judged) -> int:
-    return 2 * reply.preferred + reply.right
-
-
 def _score_differences(
     a: Evaluation, b: Evaluation, both: CommonReplies, resamples: int, confidence: float, rng: np.random.Generator
 ) -> list[ScoreDifference]:
-    suites = [suite for suite in b.suites if suite in a.suites]
-    samples = {suite: _samples(suite, a, b, both[suite]) for suite in suites}
-    counts = {suite: len(both[suite]) if paired else 0 for suite, (paired, _, _) in samples.items()}
-    counts |= dict.fromkeys(SUMMARIES, sum(counts[client] for client in b.clients if client in counts))
+    """Over the common questions of a suite where most are common, else over each run's own."""
+    samples = {suite: (a.answers[POLICY][suite], b.answers[POLICY][suite]) for suite in b.suites if suite in a.suites}
+    paired = {suite: len(both[suite]) for suite, sides in samples.items() if len(both[suite]) >= PAIRED * max(map(len, sides))}
+    samples |= {suite: ([old for old, _ in both[suite]], [new for _, new in both[suite]]) for suite in paired}
+    paired |= dict.fromkeys(SUMMARIES, sum(paired.get(client, 0) for client in b.clients))
     found = []
     for measure, flag in MEASURES.items():
-        estimates = {suite: _resampled(flag, *samples[suite], resamples, rng) for suite in suites}
+        estimates = {suite: _resampled(flag, *sides, suite in paired, resamples, rng) for suite, sides in samples.items()}
         own = [estimates[client] for client in b.clients if client in a.clients and client in estimates]
         if own:
             before, after = zip(*own, strict=True)
@@ -169,28 +166,16 @@ def _score_differences(
         for suite in suite_order(estimates, b.clients):
             old, new = estimates[suite]
             interval = (new - old).interval(confidence)
-            found.append(ScoreDifference(measure, suite, old.value, new.value, interval, counts[suite]))
+            found.append(ScoreDifference(measure, suite, old.value, new.value, interval, paired.get(suite, 0)))
     return found
 
 
-def _samples(
-    suite: str, a: Evaluation, b: Evaluation, both: Sequence[tuple[Judged, Judged]]
-) -> tuple[bool, Sequence[Judged], Sequence[Judged]]:
-    """Whether most questions are common to both runs, and the replies to compare: to those, or else to each run's own."""
-    before, after = a.answers[POLICY][suite], b.answers[POLICY][suite]
-    if len(both) < PAIRED * max(len(before), len(after)):
-        return False, before, after
-    return True, [old for old, _ in both], [new for _, new in both]
-
-
 def _resampled(
-    flag: str, paired: bool, before: Sequence[Judged], after: Sequence[Judged], resamples: int, rng: np.random.Generator
+    flag: str, before: Sequence[Judged], after: Sequence[Judged], paired: bool, resamples: int, rng: np.random.Generator
 ) -> tuple[Estimate, Estimate]:
-    old, new = ([getattr(reply, flag) for reply in replies] for replies in (before, after))
-    if paired:
-        joint = resample({"a": old, "b": new}, resamples, rng)
-        return joint["a"], joint["b"]
-    return resample({"a": old}, resamples, rng)["a"], resample({"b": new}, resamples, rng)["b"]
+    a, b = ({side: [getattr(reply, flag) for reply in replies]} for side, replies in (("a", before), ("b", after)))
+    drawn = resample(a | b, resamples, rng) if paired else resample(a, resamples, rng) | resample(b, resamples, rng)
+    return drawn["a"], drawn["b"]
 
 
 # --- other numbers -----------------------------------------------------------------------------------------------------

@@ -41,8 +41,8 @@ def render_night(night: Night, drift: bytes | None) -> str:
 def drift_figure(deliveries: Mapping[str, Sequence[Finding]]) -> Figure:
     """A panel a delivery: every distance as a dot between the limits that warn and that hold it back."""
     rows = [max(1, len(findings)) for findings in deliveries.values()]
-    options = {"gridspec_kw": {"height_ratios": rows}}
-    figure, axes = panels(len(rows), 1, 0.7 + 0.55 * len(rows) + 0.24 * sum(rows), sharex=True, **options)
+    height = 0.7 + 0.55 * len(rows) + 0.24 * sum(rows)
+    figure, axes = panels(len(rows), 1, height, sharex=True, gridspec_kw={"height_ratios": rows})
     for axis, (title, findings) in zip(axes[:, 0], deliveries.items(), strict=True):
         _distances(axis, findings)
         axis.set_title(title)
