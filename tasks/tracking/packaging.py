@@ -43,13 +43,6 @@ class Package:
     gives: Mapping[str, str]
     tags: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def key(self) -> str:
-        """What tells it from other versions."""
-        folders = sorted((name, digest(folder)) for name, folder in self.folders.items())
-        described = json.dumps([folders, self.settings, self.tags], sort_keys=True)
-        return hashlib.sha256(described.encode()).hexdigest()[:16]
-
 
 def register(night: str, run_id: str, params: Params) -> Candidate:
     """Register the pipeline's models, those that are not registered yet, and point ``candidate`` at them.
@@ -79,7 +72,9 @@ def _policy(rewards: Mapping[str, int], base: str, grpo: GrpoSettings) -> Packag
 
 def _registered(package: Package, night: str, run_id: str) -> int:
     """The version of the registered model with these files and settings, made if there is none."""
-    key = package.key
+    folders = sorted((name, digest(folder)) for name, folder in package.folders.items())
+    described = json.dumps([folders, package.settings, package.tags], sort_keys=True)
+    key = hashlib.sha256(described.encode()).hexdigest()[:16]
     if same := [version for version in versions_of(package.name) if version.tags.get("mor.digest") == key]:
         return max(int(version.version) for version in same)
     tags = {"mor.digest": key, "mor.night": night, **package.tags}
