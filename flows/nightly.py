@@ -176,9 +176,10 @@ def _argument(night: str | None) -> str | None:
         raise typer.BadParameter(str(error)) from None
 
 
-def run(
-    night: Annotated[
-        str | None, typer.Argument(help="its name; today's date if left out", show_default=False, callback=_argument)
+def night(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="night", help="its name; today's date if left out", show_default=False, callback=_argument),
     ] = None,
 ) -> None:
     """A night with a Prefect server of its own, unless ``PREFECT_API_URL`` names one."""
@@ -187,6 +188,6 @@ def run(
 
     with temporary_prefect():
         try:
-            decorators.flow(**OPTIONS)(_night)(night)
+            decorators.flow(**OPTIONS)(_night)(name)
         except StageFailed:
             sys.exit(1)  # the night has said why

@@ -75,7 +75,7 @@ def _outcome(night: SimulatedNight, address: str) -> tuple[bool, tuple[str, ...]
     return right, (night.name, night.title, expected, ending, recorded, str(champion))
 
 
-def nights(
+def nights_demo(
     kills: Annotated[int, typer.Option(min=0, help="SIGKILLs over a second series of nights")] = 0,
     seed: Annotated[int, typer.Option(help="of the moments of the kills")] = 0,
 ) -> None:
