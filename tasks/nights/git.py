@@ -43,12 +43,12 @@ def keep(night: str, ending: str, message: str) -> None:
     if not Path(".git").exists():
         return
     pointers = [*paths.DATA.glob("*.dvc"), *paths.CLIENTS.glob("*.dvc")]
-    git("add", "--", *(str(path) for path in (*KEPT, *pointers) if path.exists()))
+    output_of("git", "add", "--", *(str(path) for path in (*KEPT, *pointers) if path.exists()))
     identity = [] if output_of("git", "config", "user.email", check=False) else IDENTITY
-    if git("status", "--porcelain", "--untracked-files=no"):
+    if output_of("git", "status", "--porcelain", "--untracked-files=no"):
         title = f"Night {night}: {ending.lower()}"
-        git(*identity, "commit", "--quiet", "--no-verify", "-m", f"{title}\n\n{message}".strip())
-    git(*identity, "tag", "--force", "-m", ending, f"{NIGHT_TAG}{night}")
+        output_of("git", *identity, "commit", "--quiet", "--no-verify", "-m", f"{title}\n\n{message}".strip())
+    output_of("git", *identity, "tag", "--force", "-m", ending, f"{NIGHT_TAG}{night}")
 
 
 def push(night: str, remote: str) -> None:
@@ -68,11 +68,6 @@ def tagged_nights(pattern: str = "*", *, check: bool = True) -> list[str]:
 def dvc_remotes() -> str:
     """The DVC remotes that are set, empty for none."""
     return output_of(*DVC, "remote", "list")
-
-
-def git(*arguments: str) -> str:
-    """A git command's output; raises ``UserError`` where it fails."""
-    return output_of("git", *arguments)
 
 
 def output_of(*command: str, check: bool = True, error: type[UserError] = UserError) -> str:
