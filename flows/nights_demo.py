@@ -47,7 +47,8 @@ def series(folder: Path, kills: int, seconds: dict[str, float], seed: int) -> di
             wrong += [] if right else [night.name]
             table.add_row(*row, str(hits), f"{taken[night.name]:.0f}")
     console.print(table)
-    console.print(f"{done} of {kills} kills struck" if kills else "", end="\n" if kills else "")
+    if kills:
+        console.print(f"{done} of {kills} kills struck")
     if wrong:
         raise UserError(f"{folder}: nights {', '.join(wrong)} did not end as they must; {folder}/nights.log says what happened")
     return taken

@@ -27,19 +27,18 @@ def version_clients(clients: Iterable[str]) -> None:
     """``dvc add`` the data of clients that no stage makes; before any stage looks, whose dependency holds the pointers too."""
     stages = yaml.safe_load(paths.DVC_YAML.read_text())["stages"].values()
     made = {next(iter(out)) if isinstance(out, dict) else out for stage in stages for out in stage.get("outs", [])}
-    _add(path for path in map(paths.client_folder, clients) if path.exists() and str(path) not in made)
+    _add(path for path in map(paths.client_folder, clients) if str(path) not in made)
 
 
 def _add(folders: Iterable[Path]) -> None:
-    """Version folders with DVC, which leaves the files in place as they are; a kill can't take one away."""
-    if names := list(map(str, folders)):
+    """Version folders that exist with DVC, which leaves the files in place as they are; a kill can't take one away."""
+    if names := [str(folder) for folder in folders if folder.exists()]:
         output_of(*DVC, "add", "--quiet", "--no-relink", *names)
 
 
 def keep(night: str, ending: str, message: str) -> None:
     """Version the archive and commit the night's state as ``night/<name>``; where there is no git, only the first."""
-    if paths.ARCHIVE.exists():
-        _add([paths.ARCHIVE])
+    _add([paths.ARCHIVE])
     if not Path(".git").exists():
         return
     pointers = [*paths.DATA.glob("*.dvc"), *paths.CLIENTS.glob("*.dvc")]

@@ -245,9 +245,8 @@ def show_plan(plan: Plan, console: Console, cloud: bool = False) -> None:
 
 
 def _cache_bytes() -> int:
-    """The size of DVC's cache."""
     folder, total = Path(output_of(*DVC, "cache", "dir")), 0
-    for file in folder.rglob("*") if folder.exists() else []:
+    for file in folder.rglob("*"):
         with suppress(FileNotFoundError):
             total += file.stat().st_size if file.is_file() else 0
     return total
