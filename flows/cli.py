@@ -11,30 +11,31 @@ from typer.core import TyperGroup
 
 
 class Command(NamedTuple):
-    """A command: the module and function that it is, its line in the list, and the part of the list."""
+    """A command: the module that has the function of its name, its line in the list, and the part of the list."""
 
     module: str
-    function: str
     summary: str
     panel: str
 
 
 RUNS, NIGHTS, OTHER = "Runs", "Nights", "Other"
+# Three modules are not named as their command is: the flow `nightly` in flows/nightly.py, whose deployment Prefect keeps, is
+# what `night` runs once and `nightly` whenever it is due; flows/zoo.py is the stage that the command `zoo` thaws.
 COMMANDS = {
-    "run": Command("pipeline", "run", "Bring every stage up to date; further words go to dvc repro.", RUNS),
-    "ui": Command("ui", "ui", "Show the runs in a browser: MLflow's pages.", RUNS),
-    "diff": Command("diff", "diff", "Say how two runs or nights differ.", RUNS),
-    "benchmark": Command("benchmark", "benchmark", "Measure MoR against other methods.", RUNS),
-    "nightly": Command("schedule", "schedule", "Run a night whenever params.yaml says, until Ctrl-C.", NIGHTS),
-    "night": Command("nightly", "run", "Run one night now.", NIGHTS),
-    "deliveries": Command("ingest", "run", "List new data; release or discard what is held.", NIGHTS),
-    "predict": Command("predict", "predict", "Ask the champion a question about a picture.", NIGHTS),
-    "rollback": Command("rollback", "rollback", "Let the previous champion serve again.", NIGHTS),
-    "pin": Command("pin", "pin", "Approve a version as the baseline for later nights.", NIGHTS),
-    "prune": Command("prune", "prune", "Delete what neither champions nor the last nights need.", NIGHTS),
-    "nights-demo": Command("nights_demo", "nights", "Simulate six nights in a project of their own.", NIGHTS),
-    "serve": Command("serve", "serve", "Answer for one client over HTTPS, until Ctrl-C.", OTHER),
-    "zoo": Command("retrain_zoo", "retrain_zoo", "Train the tiny models again, whose weights are in git.", OTHER),
+    "run": Command("run", "Bring every stage up to date; further words go to dvc repro.", RUNS),
+    "ui": Command("ui", "Show the runs in a browser: MLflow's pages.", RUNS),
+    "diff": Command("diff", "Say how two runs or nights differ.", RUNS),
+    "benchmark": Command("benchmark", "Measure MoR against other methods.", RUNS),
+    "nightly": Command("schedule", "Run a night whenever params.yaml says, until Ctrl-C.", NIGHTS),
+    "night": Command("nightly", "Run one night now.", NIGHTS),
+    "deliveries": Command("deliveries", "List new data; release or discard what is held.", NIGHTS),
+    "predict": Command("predict", "Ask the champion a question about a picture.", NIGHTS),
+    "rollback": Command("rollback", "Let the previous champion serve again.", NIGHTS),
+    "pin": Command("pin", "Approve a version as the baseline for later nights.", NIGHTS),
+    "prune": Command("prune", "Delete what neither champions nor the last nights need.", NIGHTS),
+    "nights-demo": Command("nights_demo", "Simulate six nights in a project of their own.", NIGHTS),
+    "serve": Command("serve", "Answer for one client over HTTPS, until Ctrl-C.", OTHER),
+    "zoo": Command("retrain_zoo", "Train the tiny models again, whose weights are in git.", OTHER),
 }
 
 
@@ -44,16 +45,16 @@ class Lazy(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that ``args`` begin with, as its own module describes it."""
         name, listed, rest = super().resolve_command(ctx, args)
-        return name, listed and command(COMMANDS[str(listed.name)]), rest
+        return name, listed and command(str(listed.name)), rest
 
 
-def command(entry: Command) -> Any:
-    """The command of an entry; ``command_settings()`` of its module, if there is one, says what is special about it."""
+def command(name: str) -> Any:
+    """The command of that name; ``command_settings()`` of its module, if there is one, says what is special about it."""
     from tasks.project import command_line
 
-    module = import_module(f"flows.{entry.module}")
+    module = import_module(f"flows.{COMMANDS[name].module}")
     special: dict[str, Any] = getattr(module, "command_settings", dict)()
-    return typer.main.get_command(command_line.command_line(getattr(module, entry.function), **special))
+    return typer.main.get_command(command_line.command_line(getattr(module, name.replace("-", "_")), **special))
 
 
 def listed() -> typer.Typer:

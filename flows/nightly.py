@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mor.config import Params, load_params
+from mor.config import Gate, Params, load_params
 from mor.errors import UserError
 from mor.text import public_message
 from tasks.project import decorators, paths
@@ -65,20 +65,20 @@ def bring_up_to_date(night: NightState, params: Params) -> None:
     found = step("ingest", take_in_all, params, night.name)
     night.deliveries = [delivery.public_view(params.clients) for delivery in found]
     step("version", version_clients, params.clients)
-    if has_work(night, params):
+    if has_work(night, params.gate):
         make_and_judge(night, params)
     else:
         night.end_without_work()
 
 
-def has_work(night: NightState, params: Params) -> bool:
+def has_work(night: NightState, gate: Gate) -> bool:
     """Whether there is something to train or to judge; noted in the journal."""
     from tasks.project.dvc import outdated_stages
     from tasks.tracking import registry
 
     if not night.work:  # decided before it was cut off, or left by one that failed
         stale = outdated_stages()
-        night.work = stale != [] or night.has_new_rows or not registry.is_judged(params.gate)
+        night.work = stale != [] or night.has_new_rows or not registry.is_judged(gate)
         night.save()
     return night.work
 
@@ -176,9 +176,10 @@ def _argument(night: str | None) -> str | None:
         raise typer.BadParameter(str(error)) from None
 
 
-def run(
-    night: Annotated[
-        str | None, typer.Argument(help="its name; today's date if left out", show_default=False, callback=_argument)
+def night(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="night", help="its name; today's date if left out", show_default=False, callback=_argument),
     ] = None,
 ) -> None:
     """A night with a Prefect server of its own, unless ``PREFECT_API_URL`` names one."""
@@ -187,6 +188,6 @@ def run(
 
     with temporary_prefect():
         try:
-            decorators.flow(**OPTIONS)(_night)(night)
+            decorators.flow(**OPTIONS)(_night)(name)
         except StageFailed:
             sys.exit(1)  # the night has said why

@@ -47,7 +47,8 @@ def series(folder: Path, kills: int, seconds: dict[str, float], seed: int) -> di
             wrong += [] if right else [night.name]
             table.add_row(*row, str(hits), f"{taken[night.name]:.0f}")
     console.print(table)
-    console.print(f"{done} of {kills} kills struck" if kills else "", end="\n" if kills else "")
+    if kills:
+        console.print(f"{done} of {kills} kills struck")
     if wrong:
         raise UserError(f"{folder}: nights {', '.join(wrong)} did not end as they must; {folder}/nights.log says what happened")
     return taken
@@ -75,7 +76,7 @@ def _outcome(night: SimulatedNight, address: str) -> tuple[bool, tuple[str, ...]
     return right, (night.name, night.title, expected, ending, recorded, str(champion))
 
 
-def nights(
+def nights_demo(
     kills: Annotated[int, typer.Option(min=0, help="SIGKILLs over a second series of nights")] = 0,
     seed: Annotated[int, typer.Option(help="of the moments of the kills")] = 0,
 ) -> None:

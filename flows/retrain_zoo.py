@@ -13,7 +13,7 @@ from tasks.project import paths
 FROZEN, THAWED = "\n    frozen: true", "\n    frozen: false"
 
 
-def retrain_zoo() -> None:
+def zoo() -> None:
     """Thaw the stage, run it, and put `dvc.yaml` back as it was, layout and all (`dvc freeze` would not)."""
     from tasks.project import processes
     from tasks.project.dvc import StageFailed, reproduce

@@ -17,14 +17,14 @@ from tasks.project import command_line
 console = Console(stderr=True, soft_wrap=True)
 
 
-def schedule() -> None:
+def nightly() -> None:
     """Start everything, say where it is, and wait for Ctrl-C or a SIGTERM."""
     from tasks.project import guard, processes, servers
     from tasks.project.webhook import webhook_address
     from tasks.tracking import store
 
     processes.heed_signals()
-    nightly = load_params().nightly
+    settings = load_params().nightly
     webhook_address()  # a mistake in its address is reported now, and not at night
     prefect, mlflow = os.environ.get("PREFECT_API_URL"), os.environ.get("MLFLOW_TRACKING_URI", "")
     mlflow = mlflow if mlflow.startswith("http") else ""
@@ -47,5 +47,5 @@ def schedule() -> None:
                 console.print(f"MLflow:  {command_line.without_login(mlflow) or servers.MLFLOW_UI}", highlight=False)
                 if own:
                     console.print(f"Login:   {guard.login_hint()}", highlight=False)
-                console.print(f"Nights:  {nightly.cron} ({nightly.timezone}); Ctrl-C ends it", highlight=False)
+                console.print(f"Nights:  {settings.cron} ({settings.timezone}); Ctrl-C ends it", highlight=False)
                 threading.Event().wait()

@@ -74,11 +74,8 @@ def _copy_pictures(folder: Path, named: dict[str, int], draft: Path, most: Bound
         raise TooLarge(f"its rows name {len(named)} pictures, more than {most.pictures}")
     size, area = most.pictures_bytes, most.pictures_pixels  # that are left
     for image, line in named.items():
-        if (taken := image.partition("/")[0]).removesuffix(DRAFT) in (
-            ROWS,
-            QUARANTINE,
-            RECORD,
-        ):  # where the archive has its own
+        taken = image.partition("/")[0]
+        if taken.removesuffix(DRAFT) in (ROWS, QUARANTINE, RECORD):
             raise DeliveryError(f"line {line}: a picture is named {taken}, which the archive uses; give it another name")
         try:
             size -= _copy_picture(folder, image, line, draft, min(size, most.picture_bytes))

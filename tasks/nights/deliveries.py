@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
@@ -64,7 +64,6 @@ class Delivery(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """Where the archive keeps it."""
         return paths.ARCHIVE / self.client / self.name
 
     @property
@@ -72,15 +71,11 @@ class Delivery(BaseModel):
         """The content of its record."""
         return self.model_dump_json(indent=1) + "\n"
 
-    def save(self) -> None:
-        """Write what became of it, at once."""
-        write_whole(self.folder / RECORD, self.text)
-
-    def finish(self) -> Delivery:
-        """Note that nothing of it is left to be done."""
-        finished = self.model_copy(update={"finished": True})
-        finished.save()
-        return finished
+    def saved_with(self, **changes: Any) -> Delivery:
+        """A copy with these changes, whose record is written at once."""
+        changed = self.model_copy(update=changes)
+        write_whole(changed.folder / RECORD, changed.text)
+        return changed
 
     def public_view(self, clients: Iterable[str]) -> Delivery:
         """What others may see of it: without the file's name, and its folder's where that is no client's."""
@@ -94,8 +89,8 @@ class Delivery(BaseModel):
         if night not in self.again:
             return None
         reason = f"the same as came in night {self.night}, which is {self.state}"
-        update = {"accepted": 0, "quarantined": 0, "duplicates": self.rows}
-        return self.model_copy(update={"state": "empty", "night": night, "reasons": [reason], "drift": [], **update})
+        counts = {"accepted": 0, "quarantined": 0, "duplicates": self.rows}
+        return self.model_copy(update={"state": "empty", "night": night, "reasons": [reason], "drift": [], **counts})
 
     def print(self) -> None:
         """Tell the terminal what became of it."""

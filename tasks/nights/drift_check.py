@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import yaml
 
 from mor.config import Params
 from mor.data import pictures
@@ -17,6 +16,7 @@ from mor.seeds import stream
 from tasks.nights.deliveries import DeliveryError
 from tasks.nights.rows import CheckedRows
 from tasks.project import paths
+from tasks.tracking.runs import read_lock
 
 if TYPE_CHECKING:
     from mor.rewards.model import RewardModel
@@ -62,8 +62,7 @@ def last_reward_model(client: str) -> RewardModel | None:
         from mor.rewards.kinds import load_reward_model
 
         return load_reward_model(folder)
-    recorded = yaml.safe_load(paths.DVC_LOCK.read_text()) if paths.DVC_LOCK.exists() else {}
-    if f"reward@{client}" in (recorded.get("stages") or {}):
+    if f"reward@{client}" in (read_lock().get("stages") or {}):
         raise DeliveryError(
             f"{client}: {folder}, to judge preferences with, is in dvc.lock but not on disk; it waits until the stage has run"
             " (or `dvc pull`)"
@@ -78,11 +77,8 @@ def _sample(rows: Sequence[Preference], most: int, rng: np.random.Generator) -> 
 
 def _image_columns(root: Path, rows: Sequence[Preference]) -> dict[str, list[float]]:
     """Statistics of every picture, by name."""
-    columns: dict[str, list[float]] = {}
-    for row in rows:
-        for name, value in image_statistics(load_images(root, [row])[0]).items():
-            columns.setdefault(name, []).append(value)
-    return columns
+    measured = [image_statistics(load_images(root, [row])[0]) for row in rows]
+    return {name: [picture[name] for picture in measured] for name in measured[0]}
 
 
 def _agreements(model: RewardModel, root: Path, rows: Sequence[Preference]) -> list[bool]:

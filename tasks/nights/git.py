@@ -27,28 +27,27 @@ def version_clients(clients: Iterable[str]) -> None:
     """``dvc add`` the data of clients that no stage makes; before any stage looks, whose dependency holds the pointers too."""
     stages = yaml.safe_load(paths.DVC_YAML.read_text())["stages"].values()
     made = {next(iter(out)) if isinstance(out, dict) else out for stage in stages for out in stage.get("outs", [])}
-    _add(path for path in map(paths.client_folder, clients) if path.exists() and str(path) not in made)
+    _add(path for path in map(paths.client_folder, clients) if str(path) not in made)
 
 
 def _add(folders: Iterable[Path]) -> None:
-    """Version folders with DVC, which leaves the files in place as they are; a kill can't take one away."""
-    if names := list(map(str, folders)):
+    """Version folders that exist with DVC, which leaves the files in place as they are; a kill can't take one away."""
+    if names := [str(folder) for folder in folders if folder.exists()]:
         output_of(*DVC, "add", "--quiet", "--no-relink", *names)
 
 
 def keep(night: str, ending: str, message: str) -> None:
     """Version the archive and commit the night's state as ``night/<name>``; where there is no git, only the first."""
-    if paths.ARCHIVE.exists():
-        _add([paths.ARCHIVE])
+    _add([paths.ARCHIVE])
     if not Path(".git").exists():
         return
     pointers = [*paths.DATA.glob("*.dvc"), *paths.CLIENTS.glob("*.dvc")]
-    git("add", "--", *(str(path) for path in (*KEPT, *pointers) if path.exists()))
+    output_of("git", "add", "--", *(str(path) for path in (*KEPT, *pointers) if path.exists()))
     identity = [] if output_of("git", "config", "user.email", check=False) else IDENTITY
-    if git("status", "--porcelain", "--untracked-files=no"):
+    if output_of("git", "status", "--porcelain", "--untracked-files=no"):
         title = f"Night {night}: {ending.lower()}"
-        git(*identity, "commit", "--quiet", "--no-verify", "-m", f"{title}\n\n{message}".strip())
-    git(*identity, "tag", "--force", "-m", ending, f"{NIGHT_TAG}{night}")
+        output_of("git", *identity, "commit", "--quiet", "--no-verify", "-m", f"{title}\n\n{message}".strip())
+    output_of("git", *identity, "tag", "--force", "-m", ending, f"{NIGHT_TAG}{night}")
 
 
 def push(night: str, remote: str) -> None:
@@ -68,11 +67,6 @@ def tagged_nights(pattern: str = "*", *, check: bool = True) -> list[str]:
 def dvc_remotes() -> str:
     """The DVC remotes that are set, empty for none."""
     return output_of(*DVC, "remote", "list")
-
-
-def git(*arguments: str) -> str:
-    """A git command's output; raises ``UserError`` where it fails."""
-    return output_of("git", *arguments)
 
 
 def output_of(*command: str, check: bool = True, error: type[UserError] = UserError) -> str:

@@ -102,8 +102,7 @@ class Intake:
             if earlier:
                 shutil.rmtree(draft)
                 again = list(dict.fromkeys([*earlier[0].again, self.night]))
-                delivery, rows = earlier[0].model_copy(update={"again": again, "file": path.name, "finished": False}), None
-                delivery.save()
+                delivery, rows = earlier[0].saved_with(again=again, file=path.name, finished=False), None
             else:
                 delivery, rows = self._archive(client, path.name, draft, digest)
         except BaseException:
@@ -134,7 +133,7 @@ class Intake:
         if delivery.state == "merged":
             merge_rows(delivery, (rows or self.checks.check(delivery.client, delivery.folder)).fresh)
         clear_inbox(self.inbox, delivery, self.params.nightly.delivery)
-        return delivery.finish()
+        return delivery.saved_with(finished=True)
 
 
 def client_of(path: Path, params: Params) -> str:
@@ -212,17 +211,13 @@ def release(name: str, params: Params) -> Delivery:
     rows = intake.checks.check(held.client, held.folder)
     rows.write_quarantine(held.folder)
     reasons = [f"released; held for: {reason}" for reason in held.reasons if reason not in rows.reasons]
-    update = {"state": "merged", "finished": False, "reasons": [*reasons, *rows.reasons], **rows.counts}
-    released = held.model_copy(update=update)
-    released.save()
+    released = held.saved_with(state="merged", finished=False, reasons=[*reasons, *rows.reasons], **rows.counts)
     return intake.finish(released, rows)
 
 
 def discard(name: str) -> Delivery:
     """Decline a held delivery; the archive keeps it. Raises ``UserError`` if none has that name."""
-    discarded = _find(name).model_copy(update={"state": "discarded"})
-    discarded.save()
-    return discarded
+    return _find(name).saved_with(state="discarded")
 
 
 def _find(name: str) -> Delivery:

@@ -44,7 +44,6 @@ class NightState:
 
     @property
     def has_new_rows(self) -> bool:
-        """Whether a client has new rows."""
         return any(delivery.state == "merged" and delivery.accepted for delivery in self.deliveries)
 
     @property
@@ -53,7 +52,6 @@ class NightState:
         return [f"{d.client}: {d.name}: {'; '.join(d.reasons)}" for d in self.deliveries if d.state == "held"]
 
     def save(self) -> None:
-        """Write the journal."""
         write_whole(CURRENT, json.dumps({"night": self.name, "work": self.work, "failed": self.ending == "Failed"}))
 
     def end_without_work(self) -> None:

@@ -23,7 +23,7 @@ from rich.console import Console
 from mor.config import Nightly
 from mor.errors import UserError
 from mor.evaluation.gate import BASELINE, CHAMPION
-from tasks.nights.git import NIGHT_TAG, dvc_remotes, git, output_of, tagged_nights
+from tasks.nights.git import NIGHT_TAG, dvc_remotes, output_of, tagged_nights
 from tasks.nights.journal import CURRENT, night_lock
 from tasks.project.dvc import DVC
 from tasks.reports.units import in_bytes
@@ -95,13 +95,15 @@ def in_order(night: str) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class RegisteredModels:
-    """Our versions by registered model and number, those that an alias names, the champion, the one before it, the baseline."""
+    """Our versions by registered model and number, and those that an alias names.
+
+    ``serving`` holds the policies that nights are measured by, as far as there are any: ``baseline``, ``previous champion`` and
+    ``champion``, the last the best reason to keep a night.
+    """
 
     versions: dict[tuple[str, str], ModelVersion]
     aliased: set[tuple[str, str]]
-    champion: ModelVersion | None
-    previous: ModelVersion | None
-    baseline: ModelVersion | None
+    serving: dict[str, ModelVersion]
 
 
 def read_registry(client: MlflowClient) -> RegisteredModels:
@@ -114,19 +116,18 @@ def read_registry(client: MlflowClient) -> RegisteredModels:
             versions[model.name, str(version.version)] = version
         aliased |= {(model.name, str(number)) for number in model.aliases.values()}
         if model.name == POLICY:
-            aliases = {alias: str(model.aliases[alias]) for alias in (CHAMPION, BASELINE) if alias in model.aliases}
-            policies = {alias: versions[POLICY, number] for alias, number in aliases.items()}
+            policies = {alias: versions[POLICY, str(number)] for alias, number in model.aliases.items()}
     champion = policies.get(CHAMPION)
     previous = versions.get((POLICY, champion.tags.get("mor.previous", ""))) if champion else None
-    return RegisteredModels(versions, aliased, champion, previous, policies.get(BASELINE))
+    found = {"baseline": policies.get(BASELINE), "previous champion": previous, "champion": champion}
+    return RegisteredModels(versions, aliased, {name: version for name, version in found.items() if version})
 
 
 def _kept_nights(nights: list[str], registry: RegisteredModels, last: int) -> dict[str, str]:
     """The nights that stay, each with the reason; a better reason replaces another."""
     kept = dict.fromkeys(nights[-last:] if last else [], f"one of the last {last}")
     kept |= {registry.versions[key].tags.get("mor.night", ""): "candidate" for key in registry.aliased if key[0] == POLICY}
-    named = {"baseline": registry.baseline, "previous champion": registry.previous, "champion": registry.champion}
-    kept |= {version.tags.get("mor.night", ""): why for why, version in named.items() if version}
+    kept |= {version.tags.get("mor.night", ""): name for name, version in registry.serving.items()}
     return {night: why for night, why in kept.items() if night}
 
 
@@ -138,7 +139,7 @@ def _refuse_risks(kept: Mapping[str, str], nights: Collection[str], registry: Re
                 f"the {why} is of night {night}, and no tag {NIGHT_TAG}{night} keeps its data: name the commit whose dvc.lock "
                 f"it was trained from (git tag {NIGHT_TAG}{night} <commit>), or fetch the tags (git fetch --tags)"
             )
-    if cloud and registry.champion is None:
+    if cloud and "champion" not in registry.serving:
         raise UserError(
             "no champion in the model registry here, so that what remotes must keep is not known: "
             "prune them from where the nights run, or set MLFLOW_TRACKING_URI to its store"
@@ -190,7 +191,7 @@ def carry_out(plan: Plan, git_remote: str = "", cloud: bool = False) -> None:
     if plan.runs:
         _empty_trash()
     if plan.nights:
-        git("tag", "--delete", *(NIGHT_TAG + night for night in plan.nights))
+        output_of("git", "tag", "--delete", *(NIGHT_TAG + night for night in plan.nights))
     everywhere = ["--workspace", "--all-tags", "--all-branches", "--all-experiments"]
     output_of(*DVC, "gc", "--quiet", "--force", *everywhere, *(["--cloud"] if cloud else []))
     if cloud and git_remote:
@@ -210,10 +211,10 @@ def _empty_trash() -> None:
 
 def _forget_tags(remote: str, kept: Collection[str]) -> None:
     """Delete the tags of nights on a git remote, except of those that stay."""
-    listed = git("ls-remote", "--tags", "--refs", remote, f"refs/tags/{NIGHT_TAG}*").splitlines()
+    listed = output_of("git", "ls-remote", "--tags", "--refs", remote, f"refs/tags/{NIGHT_TAG}*").splitlines()
     gone = [name for name in (line.split()[1] for line in listed) if name.removeprefix(f"refs/tags/{NIGHT_TAG}") not in kept]
     if gone:
-        git("push", "--quiet", remote, *(f":{name}" for name in gone))
+        output_of("git", "push", "--quiet", remote, *(f":{name}" for name in gone))
 
 
 def _reach_remotes(git_remote: str) -> None:
@@ -221,7 +222,7 @@ def _reach_remotes(git_remote: str) -> None:
     if not dvc_remotes():
         raise UserError("there is no DVC remote to prune: leave --cloud out, or set one (docs/operations.md)")
     if git_remote:
-        git("fetch", "--quiet", "--tags", git_remote)
+        output_of("git", "fetch", "--quiet", "--tags", git_remote)
 
 
 def show_plan(plan: Plan, console: Console, cloud: bool = False) -> None:
@@ -244,9 +245,8 @@ def show_plan(plan: Plan, console: Console, cloud: bool = False) -> None:
 
 
 def _cache_bytes() -> int:
-    """The size of DVC's cache."""
     folder, total = Path(output_of(*DVC, "cache", "dir")), 0
-    for file in folder.rglob("*") if folder.exists() else []:
+    for file in folder.rglob("*"):
         with suppress(FileNotFoundError):
             total += file.stat().st_size if file.is_file() else 0
     return total

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 
 from mor.config import Params
+from mor.files import read_json
 from tasks.nights.deliveries import NOBODY, Delivery
 from tasks.nights.journal import NightState
 from tasks.project import paths
@@ -42,7 +42,7 @@ def write_night(night: NightState, params: Params) -> None:
         deliveries=[delivery.model_dump() for delivery in night.deliveries],
         stages=[asdict(stage) for stage in night.stages],
         verdict=None if night.verdict is None else asdict(night.verdict),
-        metrics=json.loads(paths.METRICS.read_text()) if paths.METRICS.exists() else {},
+        metrics=read_json(paths.METRICS),
     )  # fmt: skip
     paths.NIGHT.parent.mkdir(exist_ok=True)
     paths.NIGHT.write_text(described.model_dump_json(indent=1) + "\n")

@@ -42,7 +42,6 @@ class CheckedRows:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """What the delivery's record says of them."""
         rows, fresh, aside = len(self.table), len(self.fresh), len(self.aside)
         return {"rows": rows, "accepted": fresh, "duplicates": self.duplicates, "quarantined": aside}
 
@@ -88,7 +87,6 @@ class RowChecks:
         return CheckedRows(table, fresh, known, duplicates, aside, reasons)
 
     def _rows_of(self, client: str) -> list[ReadableRow]:
-        """Rows that the client has."""
         file, folder = paths.client_preferences(client), paths.client_folder(client)
         if not file.exists() or not file.read_bytes().strip():
             return []
@@ -133,8 +131,7 @@ def _with_clashes(table: pd.DataFrame, known: Sequence[ReadableRow], delivered: 
         opposite = by_content.get((picture, prompt, rejected, chosen))
         against.append(f"line {opposite} of the client's rows" if opposite else inside)
         taken.append(f"line {ids[name]} of the client's rows" if name in ids else None)
-    columns = {"contradicted_by": against, "id_taken": taken}
-    return table.assign(**{name: pd.Series(values, dtype=object) for name, values in columns.items()})
+    return table.assign(contradicted_by=pd.Series(against, dtype=object), id_taken=pd.Series(taken, dtype=object))
 
 
 def _number(rows: int) -> str:

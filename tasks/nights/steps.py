@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from rich.console import Console
 
 from mor.config import Nightly
 from mor.errors import Unavailable
+from mor.files import read_json
 from tasks.project import decorators, paths
 from tasks.project.dvc import StageOutcome, run_stage
 from tasks.tracking import runs as tracking
@@ -28,8 +28,7 @@ def step(name: str, function: Callable[..., T], *arguments: Any, retry: Nightly 
     if retry is not None:
         delays = [retry.retry_delay * 2**n for n in range(retry.retries)]
         options |= {"retries": len(delays), "retry_delay_seconds": delays, "retry_condition_fn": _may_pass}
-    result: T = decorators.task(**options)(function)(*arguments)
-    return result
+    return decorators.task(**options)(function)(*arguments)
 
 
 def _may_pass(task: Any, run: Any, state: Any) -> bool:
@@ -57,8 +56,8 @@ def _prefect_state(outcome: StageOutcome, run_id: str) -> Any:
     from prefect.artifacts import create_link_artifact, create_table_artifact
     from prefect.states import Completed
 
-    values = tracking.stage_values(run_id, outcome.stage) or _recorded(outcome.stage)
-    rows = [{"metric": name, "value": f"{value:.4g}"} for name, value in sorted(values.items())]
+    values = tracking.stage_values(run_id, outcome.stage) or read_json(paths.stage_metrics(outcome.stage))
+    rows = [{"metric": name, "value": f"{value:.4g}"} for name, value in sorted(values.items()) if value is not None]
     key = _artifact_key(outcome.stage)
     create_table_artifact(rows or [{"metric": "none", "value": ""}], key=f"{key}-metrics", description=outcome.stage)
     if outcome.state == "Ran":
@@ -89,12 +88,6 @@ def _progress_watcher(stage: str) -> Callable[[Mapping[str, Any]], None]:
             artifacts.append(create_progress_artifact(share, key=f"{_artifact_key(stage)}-progress", description=text))
 
     return watch
-
-
-def _recorded(stage: str) -> dict[str, float]:
-    """The metrics that a stage left behind when it last ran."""
-    path = paths.stage_metrics(stage)
-    return {name: value for name, value in json.loads(path.read_text()).items() if value is not None} if path.exists() else {}
 
 
 def _in_prefect() -> bool:

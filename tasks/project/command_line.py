@@ -71,17 +71,17 @@ def main(flow_function: Callable[..., Any], *arguments: Any, **options: Any) -> 
         _use_threads(load_params(paths.PARAMS).threads)
         _check_server()
         flow_function(*arguments, **options)
-    except UserError as error:
-        from rich.console import Console
-
-        _report_to_night(error)
-        Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False, highlight=False)
-        sys.exit(TRY_AGAIN if isinstance(error, Unavailable) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        _report_to_night(error)
-        raise
+        if file := os.environ.get(ERROR_VARIABLE):
+            Path(file).write_text(public_message(error), encoding="utf-8")
+        if not isinstance(error, UserError):
+            raise
+        from rich.console import Console
+
+        Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False, highlight=False)
+        sys.exit(TRY_AGAIN if isinstance(error, Unavailable) else 1)
 
 
 def known_client(name: str) -> str:
@@ -95,12 +95,6 @@ def known_client(name: str) -> str:
 def without_login(address: str) -> str:
     """An address as it may be printed: without a login in it."""
     return urlsplit(address)._replace(netloc=urlsplit(address).netloc.rpartition("@")[2]).geturl()
-
-
-def _report_to_night(error: Exception) -> None:
-    """Write what is public of the error that ends a stage to where the night reads it."""
-    if file := os.environ.get(ERROR_VARIABLE):
-        Path(file).write_text(public_message(error), encoding="utf-8")
 
 
 def _check_server() -> None:

@@ -83,14 +83,14 @@ def login_hint() -> str:
 def client_environment(address: str) -> Iterator[None]:
     """Within the block, flows of this process and of those below it report to the server at ``address`` that we started."""
     own = {"PREFECT_API_URL": f"{address}/api", CLIENT_LOGIN: login(), "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true"}
-    before = {name: os.environ.get(name) for name in own}
+    before = {name: value for name, value in os.environ.items() if name in own}
     os.environ.update(own)
     try:
         yield
     finally:
         for name in own:
             os.environ.pop(name, None)
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+        os.environ.update(before)
 
 
 def prefect_environment(address: str) -> dict[str, str]:
@@ -161,7 +161,6 @@ class Guard:
         self.app, self.expected = app, expected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request or websocket."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return

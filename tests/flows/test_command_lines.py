@@ -205,11 +205,12 @@ def test_the_benchmark_names_the_methods_that_it_knows(folder: Path) -> None:
 
 
 def test_words_for_dvc_reach_it_as_they_are(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    from flows import cli, pipeline
+    from flows import cli
+    from flows import run as command
 
     got: list[list[str]] = []
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(pipeline, "pipeline", lambda words: got.append(list(words)))
+    monkeypatch.setattr(command, "pipeline", lambda words: got.append(list(words)))
     monkeypatch.setattr(sys, "argv", ["mor", "run", "--force", "-s", "validate", "--set-param", "seed=1"])
     with pytest.raises(SystemExit) as ended:
         cli.main()

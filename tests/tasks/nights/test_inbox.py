@@ -339,10 +339,10 @@ def test_a_name_that_is_no_utf_8_is_refused(params: Params) -> None:
 
 
 def test_the_list_of_what_waits_shows_every_name_with_its_escapes(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
-    from flows import ingest as flow
+    from flows.deliveries import deliveries
 
     drop("]\x1b[2J", good(30, 1), [30], Path("inbox/["))
-    flow.run(None, None, now=False)
+    deliveries(None, None, now=False)
     printed = capsys.readouterr().out
     label = file_label(Path("inbox/[/]\x1b[2J.jsonl"))
     assert f"{label}  inbox/[/]\\x1b[2J.jsonl" in printed

@@ -146,7 +146,7 @@ def test_the_same_rows_with_other_pictures_are_another_delivery(params: Params) 
 def test_a_new_delivery_under_the_name_of_one_that_was_cut_off_is_taken_in_too(params: Params) -> None:
     drop("monday", [pair(30)], [30])
     first = only(take_in_all(params, NIGHT, none))
-    first.model_copy(update={"finished": False}).save()  # as a kill before the inbox is cleared leaves it
+    first.saved_with(finished=False)  # as a kill before the inbox is cleared leaves it
     drop("monday", [pair(31)], [31])
     assert [delivery.accepted for delivery in take_in_all(params, NIGHT, none)] == [1, 1]
     assert [row.id for row in merged_rows()] == ["n30", "n31"]

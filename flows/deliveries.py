@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 console = Console(soft_wrap=True)
 
 
-def run(
+def deliveries(
     to_release: Annotated[str | None, typer.Option("--release", metavar="NAME", help="merge a held delivery")] = None,
     to_discard: Annotated[
         str | None, typer.Option("--discard", metavar="NAME", help="decline a held delivery; the archive keeps it")
