@@ -26,13 +26,14 @@ import csv
 import io
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.catalogue import SEARCH, SETTINGS, SINGLE, SINGLE_BEST, display_order
+from benchmarks.catalogue import SEARCH, SETTINGS, SINGLE, SINGLE_BEST, Method, display_order, find_method
 from mor.config import HELD_OUT, SUMMARIES
 from mor.evaluation.metrics import MEASURES
 from mor.evaluation.statistics import Estimate, Interval
@@ -115,6 +116,16 @@ class Entry(NamedTuple):
     setting: str
     method: str
     learning_rate: float = 0.0
+
+    @property
+    def shown(self) -> Method:
+        """How its method is shown."""
+        return find_method(self.method)
+
+
+def by_group(entries: Iterable[Entry]) -> list[tuple[str, list[Entry]]]:
+    """Entries that stand in the order to show them, with the name of each group."""
+    return [(name, list(same)) for name, same in groupby(entries, key=lambda entry: entry.shown.group)]
 
 
 class Results:
