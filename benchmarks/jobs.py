@@ -163,38 +163,34 @@ def train_method(planned: PlannedCase) -> TrainedMethod:
             inflate(client, factor, honest[client] / paths.reward_folder(client))
     metrics = [read_json(folder / paths.stage_metrics(f"reward@{client}")) for client, folder in honest.items()]
     spent = sum(known.get("seconds", 0.0) for known in metrics)
-    if federation.change:
-        return align_through_change(federation.change, recipe.again, params, spent)
-    return run_pipeline(params, spent)
+    change = federation.change
+    outcome = align_through_change(change, recipe.again, params) if change else run_pipeline(params)
+    return replace(outcome, seconds={"reward_models": spent, **outcome.seconds})
 
 
-def run_pipeline(params: Params, spent: float) -> TrainedMethod:
-    """The pipeline's own router and alignment; ``spent`` seconds went into reward models."""
+def run_pipeline(params: Params) -> TrainedMethod:
+    """The pipeline's own router and alignment."""
     from mor.vlm.lora import load_policy
     from tasks.stages.align import align_policy
     from tasks.stages.router import fit_router
 
     if params.router.kind in ("preferences", "static"):
         params = share_anchors(params)
-    seconds = {
-        "reward_models": spent,
-        "router": _once("router", lambda: fit_router(params)),
-        "alignment": _once("align", lambda: align_policy(params)),
-    }
+    router, alignment = _once("router", lambda: fit_router(params)), _once("align", lambda: align_policy(params))
     ledger = Ledger.load(paths.ROUTER / "ledger.json", paths.POLICY / "ledger.json")
+    kl = read_json(paths.stage_metrics("align"))["align.kl"]
     policy = load_policy(params.base, paths.POLICY, params.evaluation.batch_size)
-    return TrainedMethod(policy, ledger, seconds, [("kl", "all", read_json(paths.stage_metrics("align"))["align.kl"])])
+    return TrainedMethod(policy, ledger, {"router": router, "alignment": alignment}, [("kl", "all", kl)])
 
 
-def align_through_change(change: ClientChange, again: bool, params: Params, spent: float) -> TrainedMethod:
-    """Alignment in which a client changes half way; ``spent`` seconds went into reward models."""
+def align_through_change(change: ClientChange, again: bool, params: Params) -> TrainedMethod:
+    """Alignment in which a client changes half way."""
     from benchmarks.adaptation import adapt
     from mor.vlm.lora import load_policy
 
     ledger, began = Ledger(), time.perf_counter()
-    adapter, weights = adapt(params, change, again, ledger)
-    seconds = {"reward_models": spent, "alignment": time.perf_counter() - began}
-    seen = [(f"weight:{client}", f"{suite}@{n}", value) for n, client, suite, value in weights]
+    adapter, seen = adapt(params, change, again, ledger)
+    seconds = {"alignment": time.perf_counter() - began}
     return TrainedMethod(load_policy(params.base, adapter, params.evaluation.batch_size), ledger, seconds, seen)
 
 
