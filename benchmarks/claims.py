@@ -24,7 +24,7 @@ def signed(x: float) -> str:
 class Claim:
     """A claim and what was measured: ``bar`` is the least value that meets it, None where there is none to meet.
 
-    With ``apart`` the two methods' own intervals must not overlap; ``overlap`` says whether they do.
+    With ``apart`` the two methods' own intervals must not overlap; ``overlap`` says that they must not and do.
     """
 
     text: str
@@ -41,14 +41,14 @@ class Claim:
             return MISSING
         if self.bar is None:
             return "reported"
-        return "met" if self.measured.value >= self.bar - 1e-9 and not (self.apart and self.overlap) else "missed"
+        return "met" if self.measured.value >= self.bar - 1e-9 and not self.overlap else "missed"
 
     @property
     def remark(self) -> str:
         """What the verdict does not say: why it was missed, or that it is not certain."""
         if self.measured is None or self.bar is None:
             return ""
-        if self.apart and self.overlap:
+        if self.overlap:
             return "the intervals overlap"
         return "the interval reaches across the bar" if self.measured.low < self.bar <= self.measured.high else ""
 
@@ -117,6 +117,6 @@ def _claim(
     if pair is None or (show is not signed and not pair[1].draws.all()):
         return Claim(text, bar, None, apart)
     first, second = pair
-    overlap = first.interval(CONFIDENCE).low <= second.interval(CONFIDENCE).high
+    overlap = apart and first.interval(CONFIDENCE).low <= second.interval(CONFIDENCE).high
     measured = first - second if show is signed else Estimate(first.value / second.value, first.draws / second.draws)
     return Claim(text, bar, measured.interval(CONFIDENCE), apart, overlap, show)

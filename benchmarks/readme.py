@@ -38,10 +38,7 @@ def publish(
     IMAGES.mkdir(exist_ok=True)
     for figure in sorted(paths.BENCHMARK_PLOTS.glob("*.png")):
         shutil.copy(figure, IMAGES)
-    for page, tables in (
-        (README, markdown(short_table(results, checked))),
-        (EVERYTHING, markdown_tables(results, checked)),
-    ):
+    for page, tables in ((README, markdown(short_table(results, checked))), (EVERYTHING, markdown_tables(results, checked))):
         page.write_text(between_markers(page.read_text(), tables))
 
 

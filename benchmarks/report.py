@@ -18,7 +18,6 @@ from benchmarks.tables import build_tables
 from mor.files import write_whole
 from tasks.reports.html import render_page
 from tasks.reports.images import figure_png
-from tasks.reports.plotting import Drawing
 from tasks.reports.units import in_bytes
 
 
@@ -33,15 +32,10 @@ def write_benchmark_page(
     drawings = [(drawing, figure_png(drawing.figure)) for drawing in draw_figures(results, changes)]
     for drawing, png in drawings:
         (folder / f"{drawing.name}.png").write_bytes(png)
-    write_whole(html, render(results, checked, drawings))
-
-
-def render(results: Results, checked: Sequence[Claim], drawings: Sequence[tuple[Drawing, bytes]]) -> str:
-    """The page; ``drawings`` come with their PNGs."""
     asked = {entry.method for setting in results.settings() for entry in results.entries(setting)}
     methods = [find_method(name) for name in sorted(asked | {row.method for row in results.rows}, key=display_order)]
     present = {row.setting for row in results.rows}
-    return render_page(
+    page = render_page(
         Path(__file__).with_name("report.html.j2"),
         tiles=tiles(results, checked),
         tables=build_tables(results, checked),
@@ -50,6 +44,7 @@ def render(results: Results, checked: Sequence[Claim], drawings: Sequence[tuple[
         settings={name: SETTINGS.get(name, "") for name in [*SETTINGS, *sorted(present - SETTINGS.keys())] if name in present},
         clients=results.clients(DEFAULT),
     )
+    write_whole(html, page)
 
 
 def tiles(results: Results, checked: Sequence[Claim]) -> list[tuple[str, str]]:

@@ -24,11 +24,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,9 +79,6 @@ class Measurement:
         return hits
 
 
-_KINDS: dict[str, Callable[[str], Any]] = {"learning_rate": float, "seed": int, "value": float, "n": int}
-
-
 def pack_hits(hits: Sequence[bool]) -> str:
     """Booleans as hexadecimal digits, eight to a byte; the last byte is filled up with zeros."""
     return np.packbits(np.asarray(hits, dtype=bool)).tobytes().hex()
@@ -89,12 +86,12 @@ def pack_hits(hits: Sequence[bool]) -> str:
 
 def read_results(path: Path) -> list[Measurement]:
     """Rows of the CSV; raises ``ValueError`` for other columns than those of ``Measurement``."""
-    names = [field.name for field in fields(Measurement)]
+    kinds = get_type_hints(Measurement)  # in the order of its fields
     with path.open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
-        if table.fieldnames != names:
-            raise ValueError(f"{path}: got the columns {table.fieldnames}, expected {names}; delete it and measure again")
-        return [Measurement(**{name: _KINDS.get(name, str)(cell) for name, cell in row.items()}) for row in table]
+        if table.fieldnames != list(kinds):
+            raise ValueError(f"{path}: got the columns {table.fieldnames}, expected {list(kinds)}; delete it and measure again")
+        return [Measurement(**{name: kinds[name](cell) for name, cell in row.items()}) for row in table]
 
 
 def write_results(path: Path, rows: Iterable[Measurement]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,7 @@ def measure_cases(params: Params, cases: Sequence[Case], at_once: int) -> list[M
     params = _share_cores(params, at_once)
     rows = read_results(RESULTS) if RESULTS.exists() else []
     best = best_factors(params, up_to_date(params, rows))
-    if missing := unsearched((case.method for case in cases if not case.search), best):
-        searched = " ".join(dict.fromkeys(missing.values()))
-        console.print(
-            f"no learning rate was searched with these settings for {', '.join(missing)}: that of {paths.PARAMS} is taken; "
-            f"`mor benchmark --search --methods {searched}` measures it anew", style="yellow", soft_wrap=True,
-        )  # fmt: skip
+    _tell_unsearched([case.method for case in cases if not case.search], best, console)
     cases = [case if case.search else replace(case, factor=best.get(case.method, 1.0)) for case in cases]
     plan = plan_cases(params, cases, rows)
     there = f"{len(cases) - len(plan.cases)} of {len(cases)} results are there"
@@ -63,6 +58,16 @@ def measure_cases(params: Params, cases: Sequence[Case], at_once: int) -> list[M
     if stale := {_identity(row) for row in rows} - {_identity(row) for row in shown}:
         console.print(f"{len(stale)} results in {RESULTS} were measured with other settings; the report leaves them out")
     return shown
+
+
+def _tell_unsearched(methods: Iterable[str], best: Mapping[str, float], console: Console) -> None:
+    """Name the methods that train with the settings' own learning rate because no search chose one, and what searches it."""
+    if missing := unsearched(methods, best):
+        searched = " ".join(dict.fromkeys(missing.values()))
+        console.print(
+            f"no learning rate was searched with these settings for {', '.join(missing)}: that of {paths.PARAMS} is taken; "
+            f"`mor benchmark --search --methods {searched}` measures it anew", style="yellow", soft_wrap=True,
+        )  # fmt: skip
 
 
 def _share_cores(params: Params, at_once: int) -> Params:

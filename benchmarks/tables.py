@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Group
@@ -109,7 +109,7 @@ def cost_table(results: Results) -> Table:
 
 def short_table(results: Results, checked: Sequence[Claim]) -> Table:
     """The headline in a few rows and columns, and in its note how many of the claims are met."""
-    columns = [*(column for column in _summary_columns(results) if column[0] != "KL"), ("up per client", _bytes_up(results)[1])]
+    columns = [*_share_columns(results), ("up per client", _plain(results, "up_bytes.mean", in_bytes))]
     counts = Counter(claim.verdict for claim in checked)
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("met", "missed", "reported", MISSING) if counts[verdict])
     note = f"{_basis(results, DEFAULT)} Of {len(checked)} claims: {said}."
@@ -143,14 +143,13 @@ def _tabulate(title: str, note: str, groups: Iterable[tuple[str, Iterable[Entry]
     return Table(title, note, ["method", *(name for name, _ in columns)], rows)
 
 
+def _share_columns(results: Results) -> list[Column]:
+    shares = {"mean": MEAN, "worst": WORST, "held-out": f"preference.{HELD_OUT}", "accuracy": "accuracy.mean"}
+    return [(name, _share(results, quantity)) for name, quantity in shares.items()]
+
+
 def _summary_columns(results: Results) -> list[Column]:
-    return [
-        ("mean", _share(results, MEAN)),
-        ("worst", _share(results, WORST)),
-        ("held-out", _share(results, f"preference.{HELD_OUT}")),
-        ("accuracy", _share(results, "accuracy.mean")),
-        ("KL", lambda entry: _cell(results.interval(entry, "kl.all"), two_digits, "–")),
-    ]
+    return [*_share_columns(results), ("KL", lambda entry: _cell(results.interval(entry, "kl.all"), two_digits, "–"))]
 
 
 def _share(results: Results, quantity: str) -> Callable[[Entry], Cell]:
@@ -231,17 +230,17 @@ def markdown_tables(results: Results, checked: Sequence[Claim]) -> str:
 def console_table(table: Table) -> RichTable:
     """The table for a terminal: an interval stands below its number."""
     styles = {"up": "green", "down": "red", "even": "dim", "": ""}
-    shown = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True, pad_edge=False)
-    for name in table.header:
-        shown.add_column(name)
+    looks: dict[str, Any] = {"box": box.SIMPLE_HEAD, "title_justify": "left", "collapse_padding": True, "pad_edge": False}
+
+    def text(cell: Cell) -> Text:
+        return Text.assemble(cell.text, (f"\n{cell.detail}" if cell.detail else "", "dim"), style=styles[cell.tone])
+
+    shown = RichTable(*table.header, title=table.title, **looks)
     for group, rows in table.groups:
         if group:
             shown.add_row(Text(group, style="bold"))
         for row in rows:
-            cells = [Text(cell.text, style=styles[cell.tone]) for cell in row]
-            for text, cell in zip(cells, row, strict=True):
-                text.append(f"\n{cell.detail}" if cell.detail else "", style="dim")
-            shown.add_row(*cells)
+            shown.add_row(*map(text, row))
         shown.add_section()
     return shown
 

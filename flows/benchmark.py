@@ -6,13 +6,13 @@ before is not measured again; an interrupted benchmark goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from benchmarks.catalogue import DEFAULT, Federation, Recipe, federations, headline_methods, recipes
+from benchmarks.catalogue import DEFAULT, Federation, federations, headline_methods, recipes
 from mor.config import Params, load_params
 from mor.errors import ConfigError
 from tasks.project import paths
@@ -52,9 +52,16 @@ def command_settings() -> dict[str, Any]:
     return {"cls": SeveralValues, "epilog": said}
 
 
-def known(params: Params) -> tuple[dict[str, Recipe], dict[str, Federation]]:
-    """All methods and settings that there are with these clients, by name."""
-    return recipes(params.clients), federations(params.clients, params.base)
+def known(params: Params) -> tuple[list[str], dict[str, Federation]]:
+    """Names of all methods that there are with these clients, and all settings by name."""
+    return list(recipes(params.clients)), federations(params.clients, params.base)
+
+
+def check(kind: str, asked: Iterable[str], there: Collection[str]) -> None:
+    """Raises ``BadParameter`` for a name that is not ``there``."""
+    for name in asked:
+        if name not in there:
+            raise typer.BadParameter(f"{name!r} is no {kind}; expected {', '.join(there)}")
 
 
 def benchmark(
@@ -67,21 +74,16 @@ def benchmark(
 ) -> None:
     """Measure what is missing, then write the report."""
     params = load_params(paths.PARAMS)
-    there = known(params)
-    for kind, asked, names in zip(("method", "setting"), (methods, settings), there, strict=True):
-        for name in asked or ():
-            if name not in names:
-                raise typer.BadParameter(f"{name!r} is no {kind}; expected {', '.join(names)}")
+    all_methods, all_settings = known(params)
+    check("method", methods or (), all_methods)
+    check("setting", settings or (), all_settings)
     from benchmarks.plan import Case
     from benchmarks.run import measure_cases, report_results
 
     plan, methods = params.benchmark, methods or headline_methods(params.clients)
-    cases = [
-        Case(setting, seed, method)
-        for seed in (plan.seeds if seeds is None else seeds)[: 1 if quick else None]
-        for setting in settings or [DEFAULT]
-        for method in methods
-    ]
     if search:
         cases = [Case(DEFAULT, plan.search_seed, method, f, True) for method in methods for f in plan.search_factors]
-    report_results(there[1], measure_cases(params, cases, jobs))
+    else:
+        seeds = (plan.seeds if seeds is None else seeds)[: 1 if quick else None]
+        cases = [Case(name, seed, method) for seed in seeds for name in settings or [DEFAULT] for method in methods]
+    report_results(all_settings, measure_cases(params, cases, jobs))
