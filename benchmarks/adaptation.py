@@ -5,7 +5,6 @@ The policy is never trained again from the start: the rounds go on with what the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +18,12 @@ from mor.config import Params
 from mor.federation import messages
 from mor.federation.ledger import Ledger
 from mor.federation.remote import RemoteClient, Transport
+from mor.federation.service import ClientService
 from mor.rewards.model import CalibratedReward, ImplicitReward, RewardModel
 from mor.seeds import integer
 from mor.vlm.load import Vlm
 from tasks.project.checkpoints import resumable
 from tasks.project.clients import client_service, owners, server_of
-
-Weight = tuple[int, str, str, float]  # round, client, whose questions, mean weight in that round
 
 
 def break_reward_model(model: RewardModel, seed: int) -> RewardModel:
@@ -39,9 +37,10 @@ def break_reward_model(model: RewardModel, seed: int) -> RewardModel:
     return CalibratedReward(scorer, model.calibration, "0" * 16)
 
 
-def adapt(params: Params, change: ClientChange, again: bool, ledger: Ledger) -> tuple[Path, list[Weight]]:
-    """Align in rounds, ``change`` happening before its round; returns the adapter's folder and the weights of every round.
+def adapt(params: Params, change: ClientChange, again: bool, ledger: Ledger) -> tuple[Path, list[tuple[str, str, float]]]:
+    """Align in rounds, ``change`` happening before its round; returns the adapter's folder and what was seen in each round.
 
+    That is the mean weight of every client on every client's prompts: ``("weight:<client>", "<whose prompts>@<round>", mean)``.
     With ``again`` the clients fit the router afresh before every round; the online refit follows ``params``.
     """
     folder = resumable("adapt", params.model_dump(include={"seed", "base", "clients", "router", "grpo"}), [])
@@ -52,20 +51,25 @@ def adapt(params: Params, change: ClientChange, again: bool, ledger: Ledger) -> 
         service = client_service(params, name, base)
         if name != change.client:
             return service.handle
-        absent = messages.encode(messages.Failure("internal"))  # has not joined yet
-        failing = replace(service, reward_model=break_reward_model(service.reward_model, integer(params.seed, "broken")))
-        before: Callable[[bytes], bytes] = (lambda _: absent) if change.joins else service.handle
-        after = service.handle if change.joins else failing.handle
+        before, after = halves(service, change.joins, integer(params.seed, "broken"))
         return lambda data: (after if now >= change.round else before)(data)
 
     clients = [RemoteClient(name, transport(name), ledger) for name in params.clients]
     server = server_of(params, base, ledger, clients=clients)
     theirs = {category: who[0] for category, who in owners(params.clients).items()}
-    weights: list[Weight] = []
+    seen: list[tuple[str, str, float]] = []
     for done in run_rounds(server, folder, anew=again):
         prompts = weigh(server, done.trained_with).values()
         for owner in params.clients:
             mean = np.mean([p.weights for p in prompts if theirs.get(p.category or "") == owner], axis=0).tolist()
-            weights += [(done.number, client, owner, w) for client, w in zip(params.clients, mean, strict=True)]
+            seen += [(f"weight:{client}", f"{owner}@{done.number}", w) for client, w in zip(params.clients, mean, strict=True)]
         now = done.number + 1
-    return done.adapter, weights
+    return done.adapter, seen
+
+
+def halves(service: ClientService, joins: bool, seed: int) -> tuple[Transport, Transport]:
+    """How the client that changes answers before and after: it joins, or its reward model breaks."""
+    if joins:
+        absent = messages.encode(messages.Failure("internal"))
+        return lambda _: absent, service.handle
+    return service.handle, replace(service, reward_model=break_reward_model(service.reward_model, seed)).handle

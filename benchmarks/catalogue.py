@@ -11,7 +11,7 @@ The names of the fields of ``Recipe``, ``Federation`` and ``ClientChange`` are p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +32,11 @@ class Recipe:
     smallest: bool = False  # start from the smallest of the clients' models instead of the base
     proximal: bool = False  # FedProx's pull towards the last round's adapter
     again: bool = False  # the router is fitted anew before every round
+
+    @property
+    def averages(self) -> bool:
+        """Whether the clients train adapters that the server averages, instead of reward models."""
+        return self.objective in ("sft", "dpo")
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,6 @@ class Method(NamedTuple):
     group: str
     meaning: str
     recipe: Recipe | None = None
-
-
-class Setting(NamedTuple):
-    """What a setting is, and its federation given the clients and the base; None for one that is only shown."""
-
-    meaning: str
-    federation: Callable[[Sequence[str], str], Federation] | None = None
 
 
 MOR, MIXTURES, SINGLES, AVERAGING_A, AVERAGING_B, REFERENCES, OTHERS = GROUPS = (
@@ -143,44 +141,18 @@ RATE_OF = {  # methods that differ from another in the router alone: they take i
     **dict.fromkeys(("mor_preferences_top1", "mor_online_top1"), "mor_top1"),
 }
 
-_SHORT, _HALF = {"grpo.rounds": ROUNDS, "grpo.steps": STEPS}, ROUNDS // 2 + 1
-SETTINGS: dict[str, Setting] = {
-    DEFAULT: Setting(
-        "Three clients with their own architectures and house styles; no answer pleases two of them.",
-        lambda clients, base: Federation(),
-    ),
-    "homogeneous": Setting(
-        "Every client has the base's own architecture, so that parameters can be averaged.",
-        lambda clients, base: Federation(backbone=base),
-    ),
-    "agreeing": Setting(
-        "All clients prefer the same style: nothing to route.",
-        lambda clients, base: Federation({"fedvqa.styles": dict.fromkeys(clients, "terse")}),
-    ),
-    "unbalanced": Setting(
-        "The first client keeps all its pairs, the others a tenth.",
-        lambda clients, base: Federation(thin=dict.fromkeys(clients[1:], 0.1)),
-    ),
-    "weak": Setting(
-        "One client has a tenth of its pairs and a model with a tenth of the parameters.",
-        lambda clients, base: Federation(thin={clients[-1]: 0.1}, backbones={clients[-1]: WEAK}),
-    ),
-    "hostile": Setting(
-        "A further client prefers the worse answer of every pair.", lambda clients, base: Federation(extra={"hostile": 1.0})
-    ),
-    "noise": Setting("A further client prefers at random.", lambda clients, base: Federation(extra={"noise": 0.5})),
-    "inflated": Setting(
-        "One client reports scores a thousand times too large.", lambda clients, base: Federation(inflate={clients[0]: 1000.0})
-    ),
-    "broken": Setting(
-        "One client's reward model breaks during the run.",
-        lambda clients, base: Federation(_SHORT, change=ClientChange(clients[-1], _HALF)),
-    ),
-    "newcomer": Setting(
-        "A client joins during the run.",
-        lambda clients, base: Federation(_SHORT, change=ClientChange(clients[-1], _HALF, joins=True)),
-    ),
-    SEARCH: Setting("Every method with several learning rates, on a seed of its own."),
+SETTINGS = {  # what each is; ``federations`` says how it is made
+    DEFAULT: "Three clients with their own architectures and house styles; no answer pleases two of them.",
+    "homogeneous": "Every client has the base's own architecture, so that parameters can be averaged.",
+    "agreeing": "All clients prefer the same style: nothing to route.",
+    "unbalanced": "The first client keeps all its pairs, the others a tenth.",
+    "weak": "One client has a tenth of its pairs and a model with a tenth of the parameters.",
+    "hostile": "A further client prefers the worse answer of every pair.",
+    "noise": "A further client prefers at random.",
+    "inflated": "One client reports scores a thousand times too large.",
+    "broken": "One client's reward model breaks during the run.",
+    "newcomer": "A client joins during the run.",
+    SEARCH: "Every method with several learning rates, on a seed of its own.",
 }
 
 
@@ -212,12 +184,20 @@ def recipes(clients: Iterable[str]) -> dict[str, Recipe]:
 def federations(clients: Iterable[str], base: str) -> dict[str, Federation]:
     """Every federation that ``clients`` around ``base`` are compared in, by the setting's name."""
     names = list(clients)
-    return {name: setting.federation(names, base) for name, setting in SETTINGS.items() if setting.federation}
-
-
-def setting_meaning(name: str) -> str:
-    """What a setting is; nothing for one not known here."""
-    return SETTINGS[name].meaning if name in SETTINGS else ""
+    first, last = names[0], names[-1]
+    short, half = {"grpo.rounds": ROUNDS, "grpo.steps": STEPS}, ROUNDS // 2 + 1
+    return {
+        DEFAULT: Federation(),
+        "homogeneous": Federation(backbone=base),
+        "agreeing": Federation({"fedvqa.styles": dict.fromkeys(names, "terse")}),
+        "unbalanced": Federation(thin=dict.fromkeys(names[1:], 0.1)),
+        "weak": Federation(thin={last: 0.1}, backbones={last: WEAK}),
+        "hostile": Federation(extra={"hostile": 1.0}),
+        "noise": Federation(extra={"noise": 0.5}),
+        "inflated": Federation(inflate={first: 1000.0}),
+        "broken": Federation(short, change=ClientChange(last, half)),
+        "newcomer": Federation(short, change=ClientChange(last, half, joins=True)),
+    }
 
 
 def headline_methods(clients: Iterable[str]) -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import count, groupby
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from benchmarks.catalogue import DEFAULT, GROUPS, MOR, SEARCH, SINGLE_BEST, ClientChange, find_method
-from benchmarks.results import CONFIDENCE, MEAN, WORST, Entry, Measurement, Results
+from benchmarks.results import MEAN, WORST, Entry, Measurement, Results, by_group
 from mor.evaluation.statistics import Interval
 from mor.text import words
 from tasks.reports.plotting import BLANK, INK, PALETTE, QUIET, Drawing, blend, panels, styled
@@ -26,11 +25,37 @@ COLOURS = dict(zip(GROUPS, (*(PALETTE[i] for i in (0, 1, 7, 2, 5)), QUIET, PALET
 RIM: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.6}
 KEY_COLUMNS = 4
 STEP = 0.022  # of the axes' width, from a dot to its number and from one number to the next
+PANELS = {MEAN: "Mean of the clients", WORST: "Worst client"}
+BYTES = {"up_bytes.mean": "up: bytes that leave a client", "down_bytes.mean": "down: bytes that reach a client"}
 WEIGHT = "weight:"  # and a client: the measure of a router's weight; its suite is <whose prompts>@<round>
+WORDS = {  # title and caption of each figure
+    "benchmark": (
+        "Every method",
+        "Share of greedy answers on held-out questions that the client's annotator prefers, mean over seeds: the mean of "
+        "the clients, and the worst client of each seed. Best first in each group; lines are 95 % intervals, dotted is MoR.",
+    ),
+    "benchmark_bytes": (
+        "Quality against bytes on the wire",
+        "Bytes over the whole run, mean of the clients that took part, log scale. Dashed lines: nothing was sent, or "
+        "nothing was counted; the centralised reward model needs all private data in one place.",
+    ),
+    "benchmark_seconds": (
+        "Quality against time", "Computing time of all parts, the clients' added up. Dashed lines: no training.",
+    ),
+    "benchmark_settings": (
+        "Robustness",
+        "The methods that were measured in more than one setting, with 95 % intervals: a dot further left than in the "
+        "default has lost. The settings are explained below.",
+    ),
+    "benchmark_adaptation": (
+        "Adaptation",
+        "Router weight of the client that changes, on prompts of its own kind, in each round: mean and range over "
+        "the seeds. The vertical line is the change; without the online refit the router cannot follow.",
+    ),
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A method in a scatter, by its number in the key."""
 
     number: int
@@ -41,61 +66,48 @@ class Point:
 
 def draw_figures(results: Results, changes: Mapping[str, ClientChange]) -> Iterator[Drawing]:
     """Every figure that has data."""
+    for name, figure in _figures(results, changes):
+        yield Drawing(name, *WORDS[name], figure)
+
+
+def _figures(results: Results, changes: Mapping[str, ClientChange]) -> Iterator[tuple[str, Figure]]:
     entries = [entry for entry in results.entries(DEFAULT) if entry.method != SINGLE_BEST]  # it is one of the others
     if entries:
-        caption = (
-            "Share of greedy answers on held-out questions that the client's annotator prefers, mean over seeds: the mean of "
-            "the clients, and the worst client of each seed. Best first in each group; lines are 95 % intervals, dotted is MoR."
-        )
-        yield Drawing("benchmark", "Every method", caption, preference_bars(results, entries))
-    ways = {"up_bytes.mean": "up: bytes that leave a client", "down_bytes.mean": "down: bytes that reach a client"}
-    if any(points_of(results, entries, quantity)[0] for quantity in ways):
-        caption = (
-            "Bytes over the whole run, mean of the clients that took part, log scale. Dashed lines: nothing was sent, or "
-            "nothing was counted; the centralised reward model needs all private data in one place."
-        )
-        yield Drawing("benchmark_bytes", "Quality against bytes on the wire", caption, scatter(results, entries, ways))
+        yield "benchmark", preference_bars(results, entries)
+    if any(points_of(results, entries, quantity)[0] for quantity in BYTES):
+        yield "benchmark_bytes", scatter(results, entries, BYTES)
     if points_of(results, entries, "seconds.total")[0]:
-        caption = "Computing time of all parts, the clients' added up. Dashed lines: no training."
-        drawn = scatter(results, entries, {"seconds.total": "total computing time"}, minutes=True)
-        yield Drawing("benchmark_seconds", "Quality against time", caption, drawn)
+        yield "benchmark_seconds", scatter(results, entries, {"seconds.total": "total computing time"}, minutes=True)
     settings = [setting for setting in results.settings() if setting != SEARCH]
     if len(settings) > 1:
-        caption = (
-            "The methods that were measured in more than one setting, with 95 % intervals: a dot further left than in the "
-            "default has lost. The settings are explained below."
-        )
-        yield Drawing("benchmark_settings", "Robustness", caption, robustness(results, settings))
+        yield "benchmark_settings", robustness(results, settings)
     if curves := adaptation_curves(results.rows):
-        caption = (
-            "Router weight of the client that changes, on prompts of its own kind, in each round: mean and range over "
-            "the seeds. The vertical line is the change; without the online refit the router cannot follow."
-        )
-        yield Drawing("benchmark_adaptation", "Adaptation", caption, adaptation(curves, changes))
+        yield "benchmark_adaptation", adaptation(curves, changes)
 
 
 @styled
 def preference_bars(results: Results, entries: Sequence[Entry]) -> Figure:
     """Mean and worst preference of every entry with intervals, the best first within its group."""
-    groups = {group: list(same) for group, same in groupby(entries, key=lambda entry: find_method(entry.method).group)}
+    groups = by_group(entries)
     figure, axes = panels(1, 2, 0.7 + 0.21 * (len(entries) + 1.5 * len(groups)), sharey=True)
     ticks: list[tuple[float, str, bool]] = []
     row = 0.0
-    for group, same in groups.items():
+    for group, same in groups:
         ticks.append((row, group, True))
         for entry in sorted(same, key=lambda entry: -(known.value if (known := results.estimate(entry, MEAN)) else -1.0)):
             row += 1
-            ticks.append((row, find_method(entry.method).label, False))
-            for axis, quantity in zip(axes[0], (MEAN, WORST), strict=True):
-                if estimate := results.estimate(entry, quantity):
-                    _bar(axis, estimate.interval(CONFIDENCE), row, COLOURS[group])
+            ticks.append((row, entry.shown.label, False))
+            for axis, quantity in zip(axes[0], PANELS, strict=True):
+                if interval := results.interval(entry, quantity):
+                    _bar(axis, interval, row, COLOURS[group])
         row += 1.5
-    for axis, quantity, title in zip(axes[0], (MEAN, WORST), ("Mean of the clients", "Worst client"), strict=True):
+    for axis, (quantity, title) in zip(axes[0], PANELS.items(), strict=True):
         if estimate := results.estimate(Entry(DEFAULT, "mor"), quantity):
             axis.axvline(estimate.value, color=COLOURS[MOR], linewidth=0.9, linestyle=":", zorder=0)
         _rows_of_shares(axis, title=title, xlim=(0, 1.1), ylim=(row - 0.8, -0.8))
-    axes[0, 0].set_yticks([y for y, _, _ in ticks], [label for _, label, _ in ticks], color=INK)
-    for text, (_, _, heading) in zip(axes[0, 0].get_yticklabels(), ticks, strict=True):
+    places, labels, headings = zip(*ticks, strict=True)
+    axes[0, 0].set_yticks(places, labels, color=INK)
+    for text, heading in zip(axes[0, 0].get_yticklabels(), headings, strict=True):
         text.set(fontweight="bold" if heading else "normal", color=QUIET if heading else INK, fontsize=8 if heading else 8.5)
     return figure
 
@@ -115,14 +127,12 @@ def _bar(axis: Axes, interval: Interval, y: float, colour: str) -> None:
 
 def points_of(results: Results, entries: Sequence[Entry], quantity: str, unit: float = 1.0) -> tuple[list[Point], list[Point]]:
     """Mean preference against ``quantity`` in ``unit``s: the entries that have some of it, and those that have none or 0."""
-    some: list[Point] = []
-    none: list[Point] = []
+    points = []
     for number, entry in enumerate(entries, 1):
         if quality := results.interval(entry, MEAN):
             known = results.estimate(entry, quantity)
-            x = known.value / unit if known else 0.0
-            (some if x > 0 else none).append(Point(number, x, quality, COLOURS[find_method(entry.method).group]))
-    return some, none
+            points.append(Point(number, known.value / unit if known else 0.0, quality, COLOURS[entry.shown.group]))
+    return [point for point in points if point.x > 0], [point for point in points if point.x <= 0]
 
 
 @styled
@@ -147,14 +157,12 @@ def scatter(results: Results, entries: Sequence[Entry], quantities: Mapping[str,
 
 def _keys(entries: Sequence[Entry]) -> list[Line2D]:
     """What the numbers stand for, group by group under the group's dot."""
-    keys: list[Line2D] = []
-    number = 1
-    for group, same in groupby(entries, key=lambda entry: find_method(entry.method).group):
+    keys, numbers = [], count(1)
+    for group, same in by_group(entries):
         keys.append(Line2D([], [], linestyle="", color=COLOURS[group], marker="o", markersize=5.5, label=f"{group}:"))
-        for entry in same:
+        for entry, number in zip(same, numbers, strict=False):
             looks: dict[str, Any] = {"marker": f"${number}$", "markersize": 5 + 2.5 * (number > 9)}
-            keys.append(Line2D([], [], linestyle="", color=INK, label=find_method(entry.method).label, **looks))
-            number += 1
+            keys.append(Line2D([], [], linestyle="", color=INK, label=entry.shown.label, **looks))
     return keys
 
 
@@ -194,20 +202,15 @@ def _number(axis: Axes, marked: Sequence[Point], lines: Sequence[Point]) -> None
 @styled
 def robustness(results: Results, settings: Sequence[str]) -> Figure:
     """Mean and worst preference by setting, a dot with its interval for every method that is in more than one."""
-    by_method: dict[str, list[Entry]] = defaultdict(list)
-    for setting in settings:
-        for entry in results.entries(setting):
-            by_method[entry.method].append(entry)
-    methods = [
-        m for m, entries in by_method.items() if len(entries) > 1 and m != SINGLE_BEST and results.clients(entries[0].setting)
-    ]
+    seen = Counter(entry.method for setting in settings for entry in results.entries(setting))
+    methods = [method for method, times in seen.items() if times > 1 and method != SINGLE_BEST]
     figure, axes = panels(1, 2, 1.2 + len(settings) * (0.2 + 0.1 * len(methods)), sharey=True)
     looks: dict[str, dict[str, Any]] = {
         m: {"color": DARK[i % len(DARK)], "marker": "oDs^"[i // len(DARK) % 4]} for i, m in enumerate(methods)
     }
     dot: dict[str, Any] = {"markersize": 3.6, "capsize": 2.2, "linewidth": 1}
     offsets = dict(zip(methods, np.linspace(-0.36, 0.36, len(methods)) if len(methods) > 1 else [0.0], strict=True))
-    for axis, quantity, title in zip(axes[0], (MEAN, WORST), ("Mean of the clients", "Worst client"), strict=True):
+    for axis, (quantity, title) in zip(axes[0], PANELS.items(), strict=True):
         for row, setting in enumerate(settings):
             axis.axhspan(row - 0.5, row + 0.5, color="#f6f7f9" if row % 2 == 0 else "white", zorder=-2, linewidth=0)
             for method in methods:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.catalogue import Federation, Recipe
 from benchmarks.settings import start_model
-from mor.config import Params
+from mor.config import FedVqa, Params, Rewards
 from mor.routing.router import LEARNED
 
 # Committed rows were keyed when these sections of the settings had other names, which their keys go on to say.
@@ -52,14 +53,14 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()[:8]
 
 
-def data_key(shared: Params, federation: Federation, own: list[str]) -> str:
+def data_key(seed: int, fedvqa: FedVqa, thin: Mapping[str, float], own: list[str]) -> str:
     """The data of a federation; ``own`` are its clients without those that only attack, which share it with the others."""
-    return key_of(shared.seed, {"benchmark": shared.fedvqa.model_dump(), "thin": federation.thin, "clients": own})
+    return key_of(seed, {"benchmark": fedvqa.model_dump(), "thin": thin, "clients": own})
 
 
-def reward_key(data: str, backbone: str, params: Params) -> str:
-    """A reward model trained from ``backbone`` with ``params`` on the data of that key."""
-    return key_of(data, backbone, weights_digest(backbone), params.rewards.model_dump())
+def reward_key(data: str, backbone: str, rewards: Rewards) -> str:
+    """A reward model trained from ``backbone`` on the data of that key."""
+    return key_of(data, backbone, weights_digest(backbone), rewards.model_dump())
 
 
 def result_key(data: str, rewards: list[str], params: Params, federation: Federation, recipe: Recipe) -> str:
@@ -71,7 +72,7 @@ def relevant(params: Params, recipe: Recipe) -> dict[str, Any]:
     """The settings that a method's result depends on, data and reward models apart."""
     values = params.model_dump()
     router, grpo = values["router"], values["grpo"]
-    start = start_model(params, recipe)
+    start = start_model(params.base, params.clients, recipe)
     found = {"start": start, "weights": weights_digest(start), "tokens": grpo["max_completion_tokens"]}
     if recipe.objective == "grpo":
         learned = params.router.kind in LEARNED
@@ -79,7 +80,7 @@ def relevant(params: Params, recipe: Recipe) -> dict[str, Any]:
         if params.router.kind == "means":
             found["boundary"] = {name: values["boundary"][name] for name in ("epsilon", "delta", "prompts")}
         found["grpo"] = {name: value for name, value in grpo.items() if name != "coverage"}  # no client is absent here
-    elif recipe.objective != "none":
+    elif recipe.averages:
         backbones = {name: client.backbone for name, client in params.clients.items()}
         found |= {"averaging": values["benchmark"]["averaging"], "lora": grpo["lora"], "clients": backbones}
         found["beta"] = params.rewards.beta

@@ -5,18 +5,19 @@ Data (``data``) and reward models (``rewards``) are made once for all that need 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import jobs
-from benchmarks.catalogue import DEFAULT, POOLED, RATE_OF, SEARCH, WEAK, Federation, Recipe, federations, recipes
+from benchmarks.catalogue import DEFAULT, POOLED, RATE_OF, SEARCH, WEAK, Federation, Recipe, federations, find_method, recipes
 from benchmarks.keys import data_key, key_of, result_key, reward_key
 from benchmarks.processes import Job
 from benchmarks.results import Measurement
-from benchmarks.settings import federation_params, method_params, with_changes
+from benchmarks.settings import federation_params, learning_rate, method_params, with_changes
 from benchmarks.workspace import Workspace, workspace_folder
 from mor.config import Params
 from tasks.project import paths
@@ -68,24 +69,25 @@ def plan_case(params: Params, case: Case) -> PlannedCase:
     federation, recipe = federations(names, params.base)[case.setting], recipes(names)[case.method]
     shared = federation_params(params, federation, case.seed)
     own = method_params(shared, recipe, case.factor)
-    key = data_key(shared, federation, names)
-    data = Workspace(workspace_folder(f"data/{shared.seed}-{key}"), shared, key)
+    key = data_key(case.seed, shared.fedvqa, federation.thin, names)
+    data = Workspace(workspace_folder(f"data/{case.seed}-{key}"), shared, key)
     judges = own.clients if recipe.objective == "grpo" else ()
-    rewards = {client: reward_workspace(shared, data, client) for client in judges}
+    rewards = {client: reward_workspace(data, client) for client in judges}
     files = _shared(data, [paths.PUBLIC, paths.EVAL, *map(paths.client_folder, own.clients)])
     files |= {paths.reward_folder(c): made.folder / paths.reward_folder(c) for c, made in rewards.items()}
     key = result_key(data.key, [made.key for made in rewards.values()], own, federation, recipe)
     return PlannedCase(case, federation, recipe, data, rewards, Workspace(case.folder, own, key, files))
 
 
-def reward_workspace(shared: Params, data: Workspace, client: str) -> Workspace:
+def reward_workspace(data: Workspace, client: str) -> Workspace:
     """Where the reward model of a client is made; ``pooled`` learns all clients' pairs, in as many steps as they together."""
+    shared = data.params
     backbone = shared.base if client == POOLED else shared.clients[client].backbone
     changes: dict[str, Any] = {"clients": {client: {"backbone": backbone}}}
     if client == POOLED:
         changes["rewards.steps"] = shared.rewards.steps * len(shared.clients)
     params = with_changes(shared, changes)
-    key = reward_key(data.key, backbone, params)
+    key = reward_key(data.key, backbone, params.rewards)
     folder = workspace_folder(f"rewards/{client}-{shared.seed}-{key}")
     return Workspace(folder, params, key, _shared(data, [paths.client_folder(client)]))
 
@@ -111,12 +113,11 @@ class JobPlan:
         own, data = list(self.params.clients), planned.data
         needs = self._weak_backbone(planned)
         arguments = (data.params, planned.federation.thin, self.attackers, own)
-        title = f"data of {data.folder.name}"
-        needs += self._need(title, (), data, jobs.make_data, arguments, data.folder / jobs.DONE)
+        needs += self._need(Job(f"data of {data.folder.name}", (), data, jobs.make_data, arguments), jobs.DONE)
         before = tuple(needs)
         for client, made in planned.rewards.items():
-            title, done = f"reward model {made.folder.name}", made.folder / paths.reward_folder(client)
-            needs += self._need(title, before, made, jobs.make_reward, (made.params, client), done)
+            job = Job(f"reward model {made.folder.name}", before, made, jobs.make_reward, (made.params, client))
+            needs += self._need(job, paths.reward_folder(client))
         name = str(planned.case)
         self.jobs[name] = Job(name, tuple(needs), planned.own, jobs.measure_method, (planned, own))
         self.cases[name] = planned.case
@@ -125,18 +126,16 @@ class JobPlan:
         weak = [client for client, backbone in planned.federation.backbones.items() if backbone == WEAK]
         if not weak or planned.recipe.objective == "none":
             return []
-        like = Path(self.params.clients[weak[0]].backbone).name
-        made = Workspace(workspace_folder("weak"), self.params, key_of(self.params.zoo.model_dump(), like))
-        return self._need("weak backbone", (), made, jobs.make_weak_backbone, (made.params, like), made.folder / WEAK)
+        zoo, like = self.params.zoo, Path(self.params.clients[weak[0]].backbone).name
+        made = Workspace(workspace_folder("weak"), self.params, key_of(zoo.model_dump(), like))
+        return self._need(Job("weak backbone", (), made, jobs.make_weak_backbone, (zoo, like)), WEAK)
 
-    def _need(
-        self, name: str, needs: tuple[str, ...], made: Workspace, function: Callable[..., None], arguments: Any, done: Path
-    ) -> list[str]:
-        """The job's name, for those who wait for it; none where its work is done."""
-        if done.exists():
+    def _need(self, job: Job, made: Path | str) -> list[str]:
+        """The job's name, for those who wait for it; none where what it makes in its workspace is there."""
+        if (job.workspace.folder / made).exists():
             return []
-        self.jobs.setdefault(name, Job(name, needs, made, function, arguments))
-        return [name]
+        self.jobs.setdefault(job.name, job)
+        return [job.name]
 
 
 def plan_cases(params: Params, cases: Iterable[Case], rows: Iterable[Measurement]) -> JobPlan:
@@ -155,15 +154,19 @@ def best_factors(params: Params, rows: Iterable[Measurement]) -> dict[str, float
 
     A method that was not searched has that of the one named in ``RATE_OF``, or none, which stands for 1.
     """
-    found: dict[str, dict[float, list[float]]] = {}
+    sums: dict[str, dict[float, float]] = defaultdict(lambda: defaultdict(float))
     for row in rows:
         if row.setting == SEARCH and row.measure == "preference" and row.suite in params.clients:
-            found.setdefault(row.method, {}).setdefault(row.learning_rate, []).append(row.value)
-    averaged = {name for name, recipe in recipes(params.clients).items() if recipe.objective in ("sft", "dpo")}
-    rates = {True: params.benchmark.averaging.learning_rate, False: params.grpo.learning_rate}
-    best = {name: max(tried, key=lambda rate, tried=tried: sum(tried[rate])) for name, tried in found.items()}  # type: ignore[misc]
-    searched = {name: rate / rates[name in averaged] for name, rate in best.items()}
+            sums[row.method][row.learning_rate] += row.value
+    known = recipes(params.clients)
+    searched = {name: max(tried, key=tried.__getitem__) / learning_rate(params, known[name])[1] for name, tried in sums.items()}
     return {name: searched[like] for name, like in RATE_OF.items() if like in searched} | searched
+
+
+def unsearched(methods: Iterable[str], best: Mapping[str, float]) -> dict[str, str]:
+    """Those of ``methods`` that train with factor 1 since ``best`` has none for them, and the method to search for each."""
+    known = {method: find_method(method).recipe for method in methods if method not in best}
+    return {method: RATE_OF.get(method, method) for method, recipe in known.items() if recipe and recipe.objective != "none"}
 
 
 def up_to_date(params: Params, rows: list[Measurement]) -> list[Measurement]:

@@ -44,7 +44,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int, done: Callable[[Job, int], None]
 
     ``done(job, left)`` is called after each. Whatever ends this call ends the processes too.
     """
-    order, by_name = [job.name for job in jobs], {job.name: job for job in jobs}
+    by_name = {job.name: job for job in jobs}
+    order = list(by_name)
     sorter = TopologicalSorter({job.name: job.needs for job in jobs})
     sorter.prepare()
     ready: list[str] = []
@@ -65,12 +66,11 @@ def run_jobs(jobs: Sequence[Job], at_once: int, done: Callable[[Job, int], None]
             for name, code in _wait(running).items():
                 _end(running.pop(name))
                 if code:
-                    error = by_name[name].workspace.folder / ERROR
-                    failures.append(f"{name}: {error.read_text() if error.exists() else f'ended with exit code {code}'}")
-                    continue
-                left -= 1
-                sorter.done(name)
-                done(by_name[name], left)
+                    failures.append(_failure(by_name[name], code))
+                else:
+                    left -= 1
+                    sorter.done(name)
+                    done(by_name[name], left)
     finally:
         for process in running.values():
             _end(process)
@@ -99,6 +99,11 @@ def _wait(running: Mapping[str, Popen[bytes]]) -> dict[str, int]:
     while not (ended := {name: code for name, process in running.items() if (code := process.poll()) is not None}):
         time.sleep(PAUSE)
     return ended
+
+
+def _failure(job: Job, code: int) -> str:
+    error = job.workspace.folder / ERROR
+    return f"{job.name}: {error.read_text() if error.exists() else f'ended with exit code {code}'}"
 
 
 def _end(process: Popen[bytes]) -> None:

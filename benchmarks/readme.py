@@ -26,19 +26,19 @@ def publish(
     stale: Annotated[bool, typer.Option("--stale", help="results that were measured with other settings too")] = False,
 ) -> None:
     """Report, figures, the README's table and the page of all tables."""
-    from benchmarks.claims import check_claims
+    from benchmarks.catalogue import federations
     from benchmarks.plan import up_to_date
     from benchmarks.results import read_results
     from benchmarks.run import RESULTS, report_results
     from benchmarks.tables import markdown, markdown_tables, short_table
 
     params, rows = load_params(), read_results(RESULTS)
-    results, weak = report_results(params, rows if stale else up_to_date(params, rows))
+    known = federations(params.clients, params.base)
+    results, checked = report_results(known, rows if stale else up_to_date(params, rows))
     IMAGES.mkdir(exist_ok=True)
     for figure in sorted(paths.BENCHMARK_PLOTS.glob("*.png")):
         shutil.copy(figure, IMAGES)
-    short = markdown(short_table(results, check_claims(results, weak)))
-    for page, tables in ((README, short), (EVERYTHING, markdown_tables(results, weak))):
+    for page, tables in ((README, markdown(short_table(results, checked))), (EVERYTHING, markdown_tables(results, checked))):
         page.write_text(between_markers(page.read_text(), tables))
 
 

@@ -24,15 +24,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.catalogue import SEARCH, SETTINGS, SINGLE, SINGLE_BEST, display_order
+from benchmarks.catalogue import SEARCH, SETTINGS, SINGLE, SINGLE_BEST, Method, display_order, find_method
 from mor.config import HELD_OUT, SUMMARIES
 from mor.evaluation.metrics import MEASURES
 from mor.evaluation.statistics import Estimate, Interval
@@ -40,6 +41,7 @@ from mor.files import write_whole
 from mor.seeds import stream
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
+SEED = 0  # of the resampling
 MEAN, WORST = "preference.mean", "preference.worst"
 CHUNK = 256  # resamples whose counts are held at a time
 
@@ -78,7 +80,7 @@ class Measurement:
         return hits
 
 
-_KINDS: dict[str, Callable[[str], Any]] = {"learning_rate": float, "seed": int, "value": float, "n": int}
+KINDS = get_type_hints(Measurement)  # of the CSV's columns, in order
 
 
 def pack_hits(hits: Sequence[bool]) -> str:
@@ -88,21 +90,19 @@ def pack_hits(hits: Sequence[bool]) -> str:
 
 def read_results(path: Path) -> list[Measurement]:
     """Rows of the CSV; raises ``ValueError`` for other columns than those of ``Measurement``."""
-    names = [field.name for field in fields(Measurement)]
     with path.open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
-        if table.fieldnames != names:
-            raise ValueError(f"{path}: got the columns {table.fieldnames}, expected {names}; delete it and measure again")
-        return [Measurement(**{name: _KINDS.get(name, str)(cell) for name, cell in row.items()}) for row in table]
+        if table.fieldnames != list(KINDS):
+            raise ValueError(f"{path}: got the columns {table.fieldnames}, expected {list(KINDS)}; delete it and measure again")
+        return [Measurement(**{name: KINDS[name](cell) for name, cell in row.items()}) for row in table]
 
 
 def write_results(path: Path, rows: Iterable[Measurement]) -> None:
     """Write the CSV whole or not at all; methods come in one order, whichever was measured first."""
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(field.name for field in fields(Measurement))
-    for row in sorted(rows, key=lambda row: (row.setting, row.method, row.learning_rate, row.seed)):  # stable
-        table.writerow(getattr(row, field.name) for field in fields(Measurement))
+    table = csv.DictWriter(text, list(KINDS), lineterminator="\n")
+    table.writeheader()
+    table.writerows(map(vars, sorted(rows, key=lambda row: (row.setting, row.method, row.learning_rate, row.seed))))  # stable
     write_whole(path, text.getvalue())
 
 
@@ -116,16 +116,26 @@ class Entry(NamedTuple):
     method: str
     learning_rate: float = 0.0
 
+    @property
+    def shown(self) -> Method:
+        """How its method is shown."""
+        return find_method(self.method)
+
+
+def by_group(entries: Iterable[Entry]) -> list[tuple[str, list[Entry]]]:
+    """Entries that stand in the order to show them, with the name of each group."""
+    return [(name, list(same)) for name, same in groupby(entries, key=lambda entry: entry.shown.group)]
+
 
 class Results:
     """Estimates with paired intervals from the rows of the CSV; what was not measured is None.
 
     Raises ``ValueError`` for a result that is there twice, and where methods of one seed answered different numbers of
-    questions. ``seed`` is that of the resampling.
+    questions.
     """
 
-    def __init__(self, rows: Iterable[Measurement], *, resamples: int = RESAMPLES, seed: int = 0) -> None:
-        self.rows, self.resamples, self.seed = list(rows), resamples, seed
+    def __init__(self, rows: Iterable[Measurement], *, resamples: int = RESAMPLES) -> None:
+        self.rows, self.resamples = list(rows), resamples
         self._found: dict[tuple[Entry, str, str], dict[int, Measurement]] = {}
         self._draws: dict[tuple[tuple[int, ...], str], dict[tuple[Entry, str], NDArray[np.float32]]] = {}
         for row in self.rows:
@@ -218,7 +228,7 @@ class Results:
 
     def _picks(self, seeds: tuple[int, ...]) -> NDArray[np.int64]:
         """Which seed, by place, stands in each of the S places of a resample: (B, S)."""
-        return stream(self.seed, "seeds", *seeds).integers(len(seeds), size=(self.resamples, len(seeds)))
+        return stream(SEED, "seeds", *seeds).integers(len(seeds), size=(self.resamples, len(seeds)))
 
     def _resampled(self, seeds: tuple[int, ...], suite: str) -> dict[tuple[Entry, str], NDArray[np.float32]]:
         """Resampled means (B, S) of every entry and measure that has ``suite`` at all ``seeds``."""
@@ -234,7 +244,7 @@ class Results:
                 columns = [by_seed[seed].answers() for by_seed in wanted.values()]
                 if len(sizes := {len(column) for column in columns}) > 1:
                     raise ValueError(f"seed {seed}, {suite}: methods answered {sorted(sizes)} questions; measure them again")
-                rng = stream(self.seed, "questions", seed, suite)
+                rng = stream(SEED, "questions", seed, suite)
                 draws[picks == place] = _resampled_means(np.stack(columns, axis=1), int((picks == place).sum()), rng)
             self._draws[seeds, suite] = {key: draws[..., column] for column, key in enumerate(wanted)}
         return self._draws[seeds, suite]

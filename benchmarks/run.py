@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks.catalogue import SEARCH, WEAK, federations
+from benchmarks.catalogue import SEARCH, Federation
+from benchmarks.claims import Claim, check_claims
 from benchmarks.jobs import ROWS
-from benchmarks.plan import Case, JobPlan, best_factors, plan_cases, up_to_date
+from benchmarks.plan import Case, JobPlan, best_factors, plan_cases, unsearched, up_to_date
 from benchmarks.processes import Job, run_jobs
 from benchmarks.report import write_benchmark_page
 from benchmarks.results import Measurement, Results, read_results, write_results
@@ -47,6 +48,7 @@ def measure_cases(params: Params, cases: Sequence[Case], at_once: int) -> list[M
     params = _share_cores(params, at_once)
     rows = read_results(RESULTS) if RESULTS.exists() else []
     best = best_factors(params, up_to_date(params, rows))
+    _tell_unsearched([case.method for case in cases if not case.search], best, console)
     cases = [case if case.search else replace(case, factor=best.get(case.method, 1.0)) for case in cases]
     plan = plan_cases(params, cases, rows)
     there = f"{len(cases) - len(plan.cases)} of {len(cases)} results are there"
@@ -56,6 +58,16 @@ def measure_cases(params: Params, cases: Sequence[Case], at_once: int) -> list[M
     if stale := {_identity(row) for row in rows} - {_identity(row) for row in shown}:
         console.print(f"{len(stale)} results in {RESULTS} were measured with other settings; the report leaves them out")
     return shown
+
+
+def _tell_unsearched(methods: Iterable[str], best: Mapping[str, float], console: Console) -> None:
+    """Name the methods that train with the settings' own learning rate because no search chose one, and what searches it."""
+    if missing := unsearched(methods, best):
+        searched = " ".join(dict.fromkeys(missing.values()))
+        console.print(
+            f"no learning rate was searched with these settings for {', '.join(missing)}: that of {paths.PARAMS} is taken; "
+            f"`mor benchmark --search --methods {searched}` measures it anew", style="yellow", soft_wrap=True,
+        )  # fmt: skip
 
 
 def _share_cores(params: Params, at_once: int) -> Params:
@@ -97,14 +109,17 @@ def _identity(row: Measurement) -> tuple[Any, ...]:
     return row.setting, row.method, row.seed, row.learning_rate if row.setting == SEARCH else None
 
 
-def report_results(params: Params, rows: Sequence[Measurement]) -> tuple[Results, list[str]]:
-    """Figures, page and the tables on the terminal; returns the results and the names of the weak clients."""
-    known = federations(params.clients, params.base)
-    weak = [client for client, backbone in known["weak"].backbones.items() if backbone == WEAK]
+def report_results(known: Mapping[str, Federation], rows: Sequence[Measurement]) -> tuple[Results, list[Claim]]:
+    """Figures, page and the tables on the terminal; returns the results and what became of the claims.
+
+    ``known`` are the settings' federations, which say who is weak and what changes.
+    """
+    results = Results(rows)
+    checked = check_claims(results, weak=known["weak"].backbones)
     changes = {name: federation.change for name, federation in known.items() if federation.change}
-    results = write_benchmark_page(rows, paths.BENCHMARK_PLOTS, paths.BENCHMARK_REPORT, weak=weak, changes=changes)
+    write_benchmark_page(results, checked, changes, paths.BENCHMARK_PLOTS, paths.BENCHMARK_REPORT)
     console = Console()
     console.width = max(console.width, WIDTH)
-    console.print(console_tables(results, weak))
+    console.print(console_tables(results, checked))
     console.print(f"Results: {RESULTS}; report: {paths.BENCHMARK_REPORT}; runs: experiment {EXPERIMENT} in `mor ui`")
-    return results, weak
+    return results, checked

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.catalogue import Federation, Recipe
-from mor.config import Params, parse_params
+from mor.config import Client, Params, parse_params
 
 
 def with_changes(params: Params, changes: Mapping[str, Any]) -> Params:
@@ -37,15 +37,20 @@ def method_params(shared: Params, recipe: Recipe, factor: float) -> Params:
     if recipe.clients is not None:
         clients = shared.model_dump(exclude_none=True)["clients"]
         changes["clients"] = {name: clients.get(name, {"backbone": shared.base}) for name in recipe.clients}
-    averaging = recipe.objective in ("sft", "dpo")
-    name = "benchmark.averaging.learning_rate" if averaging else "grpo.learning_rate"
-    rate = shared.benchmark.averaging.learning_rate if averaging else shared.grpo.learning_rate
+    name, rate = learning_rate(shared, recipe)
     return with_changes(shared, changes | {name: rate * factor})
 
 
-def start_model(params: Params, recipe: Recipe) -> str:
+def learning_rate(params: Params, recipe: Recipe) -> tuple[str, float]:
+    """The setting that is a method's learning rate, by its dotted name, and its value."""
+    if recipe.averages:
+        return "benchmark.averaging.learning_rate", params.benchmark.averaging.learning_rate
+    return "grpo.learning_rate", params.grpo.learning_rate
+
+
+def start_model(base: str, clients: Mapping[str, Client], recipe: Recipe) -> str:
     """The model that a method starts from: the base, or of the clients' backbones the one with the fewest bytes of weights."""
     if not recipe.smallest:
-        return params.base
-    sizes = {c.backbone: sum(p.stat().st_size for p in Path(c.backbone).glob("*.safetensors")) for c in params.clients.values()}
+        return base
+    sizes = {c.backbone: sum(p.stat().st_size for p in Path(c.backbone).glob("*.safetensors")) for c in clients.values()}
     return min(sizes, key=sizes.__getitem__)

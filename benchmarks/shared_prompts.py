@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mor.config import Params, load_params
+from mor.config import GrpoSettings, load_params
 from tasks.project import command_line
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ class ShortAnswers:
 
 
 def timed_training(
-    params: Params, trainer: type[GRPOTrainer], prompts: list[PublicPrompt], steps: int
+    base: str, settings: GrpoSettings, prompts: list[PublicPrompt], trainer: type[GRPOTrainer]
 ) -> tuple[float, dict[str, Any]]:
-    """Seconds of ``steps`` steps, and the adapter they end with."""
+    """Seconds of a round of ``base`` on ``prompts``, and the adapter that it ends with."""
     from peft import get_peft_model_state_dict
 
     from mor.alignment.grpo import train_round
@@ -45,7 +45,7 @@ def timed_training(
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         model, _ = train_round(
-            params.base, ShortAnswers(prompts), params.grpo.model_copy(update={"steps": steps, "checkpoint_steps": steps}),  # type: ignore[arg-type]
+            base, ShortAnswers(prompts), settings,  # type: ignore[arg-type]
             seed=0, adapter=None, checkpoints=Path(folder), callbacks=[], trainer_class=trainer,
         )  # fmt: skip
         return time.perf_counter() - began, get_peft_model_state_dict(model)
@@ -65,7 +65,8 @@ def measure_speed(steps: Annotated[int, typer.Option(min=1, help="of each traini
     questions = [draw_question(domain, rng, "public") for domain in ("documents", "medical", "scenes") for _ in range(100)]
     prompts = [PublicPrompt(str(i), q.prompt, Image.fromarray(q.image), None, np.ones(1)) for i, q in enumerate(questions)]
     trainers = (GRPOTrainer, SharedPromptTrainer)
-    (before, theirs), (after, ours) = (timed_training(params, trainer, prompts, steps) for trainer in trainers)
+    settings = params.grpo.model_copy(update={"steps": steps, "checkpoint_steps": steps})
+    (before, theirs), (after, ours) = (timed_training(params.base, settings, prompts, trainer) for trainer in trainers)
     difference = max(float((theirs[name] - ours[name]).abs().max()) for name in ours)
     print(f"TRL {before:.1f} s, shared prompts {after:.1f} s: {before / after:.2f} times as fast")
     print(f"largest difference between the adapters {difference:.1e}")

@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from mor.config import Params
+from mor.files import fresh_folder
 from tasks.project import paths
 
 ROOT = Path(".benchmark")
@@ -54,18 +55,10 @@ def workspace_folder(name: str) -> Path:
 
 
 def share(source: Path, target: Path) -> None:
-    """Put a file or folder at ``target`` too, whole or not at all, as hard links; a target that is there is left alone."""
-    if target.exists():
-        return
-    partial = target.with_name(f".{target.name}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.unlink(missing_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, partial, copy_function=_link)
-    else:
-        _link(source, partial)
-    partial.rename(target)
+    """Put a folder at ``target`` too, whole or not at all, its files as hard links; a target that is there is left alone."""
+    if not target.exists():
+        with fresh_folder(target) as draft:
+            shutil.copytree(source, draft, copy_function=_link, dirs_exist_ok=True)
 
 
 def _link(source: str | Path, target: str | Path) -> None:

@@ -6,19 +6,16 @@ before is not measured again; an interrupted benchmark goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from benchmarks.catalogue import DEFAULT, federations, headline_methods, recipes
+from benchmarks.catalogue import DEFAULT, Federation, federations, headline_methods, recipes
 from mor.config import Params, load_params
 from mor.errors import ConfigError
 from tasks.project import paths
-
-if TYPE_CHECKING:
-    from benchmarks.plan import Case
 
 SEVERAL = ("--seeds", "--methods", "--settings")  # take one value or more: `--seeds 0 1 2`
 
@@ -26,16 +23,14 @@ SEVERAL = ("--seeds", "--methods", "--settings")  # take one value or more: `--s
 def spread(words: Sequence[str], options: Collection[str] = SEVERAL) -> list[str]:
     """``--seeds 0 1`` as Typer reads it, ``--seeds 0 --seeds 1``: an option's values go on to the next option."""
     spelt: list[str] = []
-    option, values = "", 0
+    option, repeated = "", False
     for word in words:
         if word.startswith("-") and not word[1:].isdigit():
-            option, values = (word if word in options else ""), 0
+            option, repeated = (word if word in options else ""), False
             spelt.append(word)
-        elif option:
-            spelt += [word] if values == 0 else [option, word]
-            values += 1
         else:
-            spelt.append(word)
+            spelt += [option, word] if repeated else [word]
+            repeated = bool(option)
     return spelt
 
 
@@ -48,8 +43,25 @@ class SeveralValues(TyperCommand):
 
 
 def command_settings() -> dict[str, Any]:
-    """For the command line: several values an option, and the names of methods and settings below the help."""
-    return {"cls": SeveralValues, "epilog": names()}
+    """For the command line: several values an option, and the names of methods and settings, which depend on the clients."""
+    try:
+        methods, settings = known(load_params(paths.PARAMS))
+        said = f"Methods: {', '.join(methods)}.\n\nSettings: {', '.join(settings)}."
+    except ConfigError as error:
+        said = str(error)
+    return {"cls": SeveralValues, "epilog": said}
+
+
+def known(params: Params) -> tuple[list[str], dict[str, Federation]]:
+    """Names of all methods that there are with these clients, and all settings by name."""
+    return list(recipes(params.clients)), federations(params.clients, params.base)
+
+
+def check(kind: str, asked: Iterable[str], there: Collection[str]) -> None:
+    """Raises ``BadParameter`` for a name that is not ``there``."""
+    for name in asked:
+        if name not in there:
+            raise typer.BadParameter(f"{name!r} is no {kind}; expected {', '.join(there)}")
 
 
 def benchmark(
@@ -62,44 +74,16 @@ def benchmark(
 ) -> None:
     """Measure what is missing, then write the report."""
     params = load_params(paths.PARAMS)
-    for kind, asked, there in zip(("method", "setting"), (methods, settings), known(params), strict=True):
-        for name in asked or ():
-            if name not in there:
-                raise typer.BadParameter(f"{name!r} is no {kind}; expected {', '.join(there)}")
+    all_methods, all_settings = known(params)
+    check("method", methods or (), all_methods)
+    check("setting", settings or (), all_settings)
+    from benchmarks.plan import Case
     from benchmarks.run import measure_cases, report_results
 
-    asked_for = cases(params, quick, seeds, methods or headline_methods(params.clients), settings, search)
-    report_results(params, measure_cases(params, asked_for, jobs))
-
-
-def cases(
-    params: Params,
-    quick: bool,
-    seeds: Sequence[int] | None,
-    methods: Sequence[str],
-    settings: Sequence[str] | None,
-    search: bool,
-) -> list[Case]:
-    """The results that are asked for, seed by seed."""
-    from benchmarks.plan import Case
-
-    plan = params.benchmark
+    plan, methods = params.benchmark, methods or headline_methods(params.clients)
     if search:
-        return [Case(DEFAULT, plan.search_seed, m, f, True) for m in methods for f in plan.search_factors]
-    seeds = plan.seeds if seeds is None else seeds
-    seeds = seeds[:1] if quick else seeds
-    return [Case(setting, seed, method) for seed in seeds for setting in settings or [DEFAULT] for method in methods]
-
-
-def known(params: Params) -> tuple[list[str], list[str]]:
-    """Names of all methods and settings."""
-    return list(recipes(params.clients)), list(federations(params.clients, params.base))
-
-
-def names() -> str:
-    """What ``--help`` says of methods and settings, whose names depend on the clients."""
-    try:
-        there = known(load_params(paths.PARAMS))
-    except ConfigError as error:
-        return str(error)
-    return f"Methods: {', '.join(there[0])}.\n\nSettings: {', '.join(there[1])}."
+        cases = [Case(DEFAULT, plan.search_seed, method, f, True) for method in methods for f in plan.search_factors]
+    else:
+        seeds = (plan.seeds if seeds is None else seeds)[: 1 if quick else None]
+        cases = [Case(name, seed, method) for seed in seeds for name in settings or [DEFAULT] for method in methods]
+    report_results(all_settings, measure_cases(params, cases, jobs))

@@ -4,13 +4,18 @@ import pytest
 
 from benchmarks.claims import Claim, check_claims
 from benchmarks.results import Measurement, Results
-from benchmarks.tables import build_tables, markdown_tables
+from benchmarks.tables import Table, claims_table, markdown
 from mor.evaluation.statistics import Interval
 from tests.benchmarks.rows import number, shares
 
 
 def verdicts(rows: list[Measurement], weak: tuple[str, ...] = ()) -> dict[str, Claim]:
     return {claim.text: claim for claim in check_claims(Results(rows, resamples=200), weak)}
+
+
+def table(rows: list[Measurement]) -> Table:
+    results = Results(rows, resamples=10)
+    return claims_table(results, check_claims(results))
 
 
 def test_a_claim_is_met_missed_or_not_measured() -> None:
@@ -24,7 +29,7 @@ def test_a_claim_is_met_missed_or_not_measured() -> None:
     assert found["mean preference: MoR minus median"].verdict == "missed"  # .10 < .15
     assert found["mean preference: MoR minus minimum"].verdict == "not measured"
     assert found["held-out preference: MoR minus base"].verdict == "missed"  # .5 - .6 < 0
-    assert "not measured" in markdown_tables(Results(rows, resamples=10), names=["claims"])
+    assert "not measured" in markdown(table(rows))
 
 
 def test_a_difference_whose_intervals_overlap_is_missed_however_large() -> None:
@@ -64,7 +69,6 @@ def test_losses_are_those_of_one_router_between_settings() -> None:
 
 def test_the_best_router_is_named_and_is_not_one_that_was_spared_a_seed() -> None:
     rows = shares("mor", (0.8, 0.8)) + shares("mor", (0.6, 0.6), seed=1) + shares("mor_top1", (0.75, 0.75))
-    table = build_tables(Results(rows, resamples=10))["claims"]
-    assert "about MoR, the best of" in table.note  # top-1's .75 is of the easy seed alone
-    table = build_tables(Results([*rows, *shares("mor_top1", (0.7, 0.7), seed=1)], resamples=10))["claims"]
-    assert "about MoR top-1, the best of" in table.note  # .725 > .7
+    assert "about MoR, the best of" in table(rows).note  # top-1's .75 is of the easy seed alone
+    rows += shares("mor_top1", (0.7, 0.7), seed=1)
+    assert "about MoR top-1, the best of" in table(rows).note  # .725 > .7

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.jobs import inflate, write_extra_client
+from benchmarks.jobs import inflate, make_data
 from benchmarks.settings import with_changes
 from benchmarks.workspace import share
 from mor.config import load_params
@@ -45,10 +45,18 @@ def two_clients() -> None:
         write_rows(paths.client_answers(client), [Answer(id=client, answer="a", accepted=["a", "b"])])
 
 
-def test_pooled_pairs_are_all_of_them_with_pictures_that_lie_in_the_pools_own_folder() -> None:
+def extend(attackers: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """``make_data`` on the data of two clients that is made and validated, with five pairs for each attacker."""
+    monkeypatch.setattr("tasks.stages.validate.validate_data", lambda *_: None)
+    paths.STAGES.mkdir(parents=True, exist_ok=True)
+    paths.stage_metrics("fedvqa").write_text('{"seconds": 1}')
+    make_data(with_changes(PARAMS, {"fedvqa.pairs": 5}), {}, attackers, ["one", "two"])
+
+
+def test_pooled_pairs_are_all_of_them_with_pictures_that_lie_in_the_pools_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     two_clients()
     for _ in range(2):
-        write_extra_client(PARAMS, "pooled", 0.0, ["one", "two"])
+        extend({}, monkeypatch)
     rows = read_rows(paths.validated_client("pooled"), Preference)
     assert [row.id for row in rows] == [f"{client}/{i}" for client in ("one", "two") for i in range(10)]
     assert {row.chosen for row in rows} == {"good"}
@@ -58,9 +66,9 @@ def test_pooled_pairs_are_all_of_them_with_pictures_that_lie_in_the_pools_own_fo
     assert not paths.client_answers("pooled").exists()
 
 
-def test_an_attacker_prefers_what_its_owner_rejects_and_lies_about_styles() -> None:
+def test_an_attacker_prefers_what_its_owner_rejects_and_lies_about_styles(monkeypatch: pytest.MonkeyPatch) -> None:
     two_clients()
-    write_extra_client(with_changes(PARAMS, {"fedvqa.pairs": 5}), "hostile", 1.0, ["one", "two"])
+    extend({"hostile": 1.0}, monkeypatch)
     rows = read_rows(paths.validated_client("hostile"), Preference)
     assert len(rows) == 5
     assert {(row.chosen, row.rejected) for row in rows} == {("bad", "good")}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.catalogue import DEFAULT, SETTINGS, headline_methods
+from benchmarks.catalogue import DEFAULT, federations, headline_methods
 from benchmarks.keys import folder_digest
 from benchmarks.plan import Case, plan_case, plan_cases, up_to_date
 from benchmarks.processes import Job
@@ -113,7 +113,7 @@ def test_the_headline_is_of_whatever_clients_there_are(clients: list[str]) -> No
     assert {f"default seed 0 single_{name}" for name in clients} == {name for name in units if " single_" in name}
 
 
-@pytest.mark.parametrize("setting", [name for name, setting in SETTINGS.items() if setting.federation])
+@pytest.mark.parametrize("setting", federations(CLIENTS, PARAMS.base))
 def test_a_method_shares_the_folders_of_its_own_clients_and_no_others(setting: str) -> None:
     planned = plan_case(PARAMS, Case(setting, 0, "mor"))
     folders = {path.name for path in planned.own.shared if path.parent == Path("data/clients")}

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.catalogue import SINGLE_BEST, find_method
+from benchmarks.claims import check_claims
 from benchmarks.report import write_benchmark_page
-from benchmarks.results import Measurement
+from benchmarks.results import Measurement, Results
 from tests.benchmarks.rows import everything, number, shares
 
 
@@ -28,7 +29,8 @@ class Page(HTMLParser):
 
 def test_the_page_holds_every_method_setting_and_figure(tmp_path: Path) -> None:
     rows = everything()
-    write_benchmark_page(rows, tmp_path / "png", tmp_path / "benchmark.html", weak=["one"])
+    results = Results(rows)
+    write_benchmark_page(results, check_claims(results, weak=["one"]), {}, tmp_path / "png", tmp_path / "benchmark.html")
     page = Page((tmp_path / "benchmark.html").read_text())
     names = sorted(path.stem for path in (tmp_path / "png").iterdir())
     assert names == ["benchmark", *(f"benchmark_{name}" for name in ("adaptation", "bytes", "seconds", "settings"))]
@@ -52,6 +54,7 @@ def test_the_page_holds_every_method_setting_and_figure(tmp_path: Path) -> None:
     ],
 )
 def test_a_figure_without_rows_is_left_out(rows: list[Measurement], drawn: list[str], tmp_path: Path) -> None:
-    write_benchmark_page(rows, tmp_path / "png", tmp_path / "page.html")
+    results = Results(rows)
+    write_benchmark_page(results, check_claims(results), {}, tmp_path / "png", tmp_path / "page.html")
     assert [path.stem for path in (tmp_path / "png").iterdir()] == drawn
     assert "not measured" in (tmp_path / "page.html").read_text()

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import run
-from benchmarks.plan import Case
+from benchmarks.plan import Case, plan_case
 from benchmarks.processes import Job
 from benchmarks.results import Measurement, read_results, write_results
 from benchmarks.run import RESULTS, measure_cases
@@ -47,3 +48,22 @@ def test_a_result_is_kept_when_it_is_there_and_takes_the_place_of_its_older_one(
     assert [(row.seed, row.value) for row in read_results(RESULTS)] == [(0, 0.75), (1, 0.5)]
     monkeypatch.setattr(run, "run_jobs", lambda *_: [])
     assert [row.value for row in measure_cases(PARAMS, [Case("default", 0, "base")], 2)] == [0.75]
+
+
+def test_who_trains_with_a_rate_that_was_never_searched_is_told_and_how_to_search_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "run_jobs", lambda *_: [])
+    case = Case("default", PARAMS.benchmark.search_seed, "uniform", 0.5, True)
+    found = Measurement(
+        case.listed, case.method, 0.0005, case.seed, "preference", "scenes", 0.9, key=plan_case(PARAMS, case).own.key
+    )
+    stale = replace(found, method="mor", key="of other settings")
+    asked = [Case("default", 0, method) for method in ("base", "mor", "mor_online", "uniform", "single_scenes")]
+    write_results(RESULTS, [found, stale])
+    measure_cases(PARAMS, asked, 1)
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "learning rate" in line)
+    assert "for mor, mor_online, single_scenes: that of params.yaml is taken" in line
+    assert "`mor benchmark --search --methods mor single_scenes` measures it anew" in line
+    measure_cases(PARAMS, [case, Case("default", 0, "base")], 1)
+    assert "learning rate" not in capsys.readouterr().err

@@ -16,7 +16,7 @@ from tests.benchmarks.rows import everything, shares
 
 def test_the_search_is_shown_in_full_with_the_best_rate_marked() -> None:
     rows = [r for rate, v in ((0.5, 0.2), (1.0, 0.4), (2.0, 0.3)) for r in shares("min", (v, v), setting="search", rate=rate)]
-    table = build_tables(Results(rows, resamples=10))["search"]
+    table = build_tables(Results(rows, resamples=10), [])["search"]
     assert [[cell.text for cell in row[:4]] for _, same in table.groups for row in same] == [
         ["minimum", "0.5", "", "0.200"],
         ["minimum", "1", "✓", "0.400"],
@@ -25,24 +25,25 @@ def test_the_search_is_shown_in_full_with_the_best_rate_marked() -> None:
 
 
 def test_the_other_settings_stand_in_one_short_table() -> None:
-    found = build_tables(Results(everything(), resamples=20))["settings"]
+    found = build_tables(Results(everything(), resamples=20), [])["settings"]
     assert [name.partition(":")[0] for name, _ in found.groups] == ["weak", "hostile", "inflated"]
     for _, (mor, uniform) in found.groups:
         row = dict(zip(found.header, [cell.text for cell in uniform], strict=True))
         assert mor[found.header.index("MoR minus it")].text == ""
         assert (row["method"], row["seeds"], row["mean"], row["MoR minus it"]) == ("uniform mean", "1", "0.150", "+0.750")
-    assert "settings" not in build_tables(Results(shares("mor", (0.5, 0.5)), resamples=20))
+    assert "settings" not in build_tables(Results(shares("mor", (0.5, 0.5)), resamples=20), [])
 
 
 def test_every_method_and_setting_reaches_markdown_and_terminal() -> None:
     results = Results(everything(), resamples=20)
-    text = markdown_tables(results)
+    checked = check_claims(results)
+    text = markdown_tables(results, checked)
     assert all(f"| {find_method(entry.method).label} |" in text for entry in results.entries("default"))
     assert all(f"### {name}" in text for name in ("Claims", "Headline", "Setting: hostile", "Learning-rate search", "Cost"))
     for table in text.split("### ")[1:]:  # every row as wide as its header
         assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
     console = Console(file=io.StringIO(), width=160)
-    console.print(console_tables(results))
+    console.print(console_tables(results, checked))
     assert "FedAvg-DPO (b)" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
