@@ -38,12 +38,8 @@ def make_weak_backbone(params: Params, like: str) -> None:
     from mor.fedvqa.architectures import Size
     from mor.fedvqa.zoo import train_zoo_model
 
-    zoo = params.zoo
-    model, processor, _ = train_zoo_model(
-        **zoo.models[like].model_dump(), images=zoo.images, batch_size=zoo.batch_size, learning_rate=zoo.learning_rate,
-        caption_share=zoo.caption_share, seed=zoo.seed, checkpoints=paths.checkpoint_folder("weak"),
-        size=Size(hidden=40, layers=2, vision_hidden=40, vision_layers=2),
-    )  # fmt: skip
+    size = Size(hidden=40, layers=2, vision_hidden=40, vision_layers=2)
+    model, processor, _ = train_zoo_model(params.zoo.models[like], params.zoo, paths.checkpoint_folder("weak"), size)
     partial = paths.checkpoint_folder("weak") / "partial"
     model.save_pretrained(str(partial))
     processor.save_pretrained(str(partial))
@@ -128,7 +124,9 @@ def measure_method(planned: PlannedCase, own: Sequence[str]) -> None:
     case, params, ledger = planned.case, planned.own.params, Ledger()
     outcome = train_method(planned.recipe, planned.federation, params, planned.own.shared, ledger)
     measured = [(*seen, 0, "") for seen in outcome.seen]
-    for suite, answers in answer_suites(outcome.policy, read_suites(own), params, case.method).items():
+    for suite, answers in answer_suites(
+        outcome.policy, read_suites(own), params.grpo.max_completion_tokens, case.method
+    ).items():
         for measure, flag in (("preference", "preferred"), ("accuracy", "right")):
             hits = [bool(answer[flag]) for answer in answers]
             measured.append((measure, suite, sum(hits) / len(hits), len(hits), pack_hits(hits)))

@@ -119,12 +119,8 @@ class HttpsTransport:
         def give_up(state: RetryCallState) -> bool:
             return state.attempt_number >= self.attempts or time.monotonic() + state.upcoming_sleep >= self._network.until
 
-        insisting = Retrying(
-            retry=retry_if_exception_type(PASSING),
-            stop=give_up,
-            wait=wait_exponential_jitter(multiplier=0.2, max=5.0),
-            reraise=True,
-        )
+        pauses = wait_exponential_jitter(multiplier=0.2, max=5.0)
+        insisting = Retrying(retry=retry_if_exception_type(PASSING), stop=give_up, wait=pauses, reraise=True)
         try:
             return insisting(self._send, data)
         except PASSING as error:
@@ -328,8 +324,6 @@ class _Stream(httpcore.NetworkStream):
         try:
             self._socket.setblocking(False)
             self._socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        except OSError as error:
+            return not isinstance(error, BlockingIOError)
         return True

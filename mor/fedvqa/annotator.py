@@ -36,15 +36,6 @@ def in_style(value: str, style: str) -> str:
     return STYLES[style].format(value)
 
 
-def worth_of(text: str, value: str, values: tuple[str, ...], house: str) -> int:
-    """The annotator's points for ``text``; ``values`` are all values that could be an answer to the question."""
-    for style in STYLES:
-        for candidate in values:
-            if text == in_style(candidate, style):
-                return 1 + 2 * (candidate == value) + (style == house)
-    return 0
-
-
 @dataclass(frozen=True)
 class Pair:
     chosen: str
