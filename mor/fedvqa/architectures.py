@@ -6,25 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForImageTextToText,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    Gemma3Config,
-    Gemma3ImageProcessorPil,
-    Gemma3Processor,
-    Gemma3TextConfig,
-    Idefics3Config,
-    Idefics3ImageProcessorPil,
-    Idefics3Processor,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 from mor.fedvqa.render import SIZE
 
@@ -109,20 +93,20 @@ _HALF: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 def _llava(texts: list[str], size: Size) -> tuple[PreTrainedModel, ProcessorMixin]:
     tokenizer = train_tokenizer(texts, 512, "<image>", image_token="<image>")
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**size.vision | {"patch_size": 2 * PATCH}),
-        text_config=LlamaConfig(**size.text, **_ids(tokenizer)),
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**size.vision | {"patch_size": 2 * PATCH}),
+        text_config=transformers.LlamaConfig(**size.text, **_ids(tokenizer)),
         image_token_index=tokenizer.vocab["<image>"],
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=TOKENS,
     )
-    images = CLIPImageProcessorPil(do_resize=True, size=_SQUARE, do_center_crop=False, crop_size=_SQUARE, **_HALF)
-    processor = LlavaProcessor(
+    images = transformers.CLIPImageProcessorPil(do_resize=True, size=_SQUARE, do_center_crop=False, crop_size=_SQUARE, **_HALF)
+    processor = transformers.LlavaProcessor(
         images, tokenizer, patch_size=2 * PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
         chat_template=tokenizer.chat_template,
     )  # fmt: skip
-    return AutoModelForImageTextToText.from_config(config), processor
+    return transformers.AutoModelForImageTextToText.from_config(config), processor
 
 
 def _idefics3(texts: list[str], size: Size) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -130,28 +114,28 @@ def _idefics3(texts: list[str], size: Size) -> tuple[PreTrainedModel, ProcessorM
         texts, 448, "<image>", image_token="<image>", fake_image_token="<fake_token_around_image>",
         global_image_token="<global-img>", end_of_utterance_token="<end_of_utterance>",
     )  # fmt: skip
-    config = Idefics3Config(
+    config = transformers.Idefics3Config(
         vision_config=size.vision,
-        text_config=LlamaConfig(**size.text, num_key_value_heads=size.heads // 2, **_ids(tokenizer)),
+        text_config=transformers.LlamaConfig(**size.text, num_key_value_heads=size.heads // 2, **_ids(tokenizer)),
         scale_factor=2,
         image_token_id=tokenizer.vocab["<image>"],
         tie_word_embeddings=True,
     )
-    images = Idefics3ImageProcessorPil(
+    images = transformers.Idefics3ImageProcessorPil(
         do_resize=True, size={"longest_edge": SIZE}, do_image_splitting=False, max_image_size={"longest_edge": SIZE}, **_HALF
     )
-    processor = Idefics3Processor(images, tokenizer, image_seq_len=TOKENS, chat_template=tokenizer.chat_template)
-    return AutoModelForImageTextToText.from_config(config), processor
+    processor = transformers.Idefics3Processor(images, tokenizer, image_seq_len=TOKENS, chat_template=tokenizer.chat_template)
+    return transformers.AutoModelForImageTextToText.from_config(config), processor
 
 
 def _gemma3(texts: list[str], size: Size) -> tuple[PreTrainedModel, ProcessorMixin]:
     special = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
     tokenizer = train_tokenizer(texts, 512, special["boi_token"], **special)
-    text = Gemma3TextConfig(
+    text = transformers.Gemma3TextConfig(
         **size.text, num_key_value_heads=size.heads // 2, head_dim=size.hidden // size.heads, sliding_window=64,
         query_pre_attn_scalar=size.hidden // size.heads, **_ids(tokenizer),
     )  # fmt: skip
-    config = Gemma3Config(
+    config = transformers.Gemma3Config(
         text_config=text,
         vision_config=size.vision | {"vision_use_head": False},
         mm_tokens_per_image=TOKENS,
@@ -160,13 +144,10 @@ def _gemma3(texts: list[str], size: Size) -> tuple[PreTrainedModel, ProcessorMix
         image_token_index=tokenizer.vocab[special["image_token"]],
         tie_word_embeddings=True,
     )
-    images = Gemma3ImageProcessorPil(do_resize=True, size=_SQUARE, **_HALF)
-    processor = Gemma3Processor(images, tokenizer, image_seq_length=TOKENS, chat_template=tokenizer.chat_template)
-    return AutoModelForImageTextToText.from_config(config), processor
+    images = transformers.Gemma3ImageProcessorPil(do_resize=True, size=_SQUARE, **_HALF)
+    processor = transformers.Gemma3Processor(images, tokenizer, image_seq_length=TOKENS, chat_template=tokenizer.chat_template)
+    return transformers.AutoModelForImageTextToText.from_config(config), processor
 
 
-ARCHITECTURES: dict[str, Callable[[list[str], Size], tuple[PreTrainedModel, ProcessorMixin]]] = {
-    "llava": _llava,
-    "idefics3": _idefics3,
-    "gemma3": _gemma3,
-}
+Build = Callable[[list[str], Size], tuple[PreTrainedModel, ProcessorMixin]]  # from texts that the tokenizer learns from
+ARCHITECTURES: dict[str, Build] = {"llava": _llava, "idefics3": _idefics3, "gemma3": _gemma3}

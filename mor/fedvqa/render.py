@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from mor.config import HELD_OUT
 
+Option = TypeVar("Option")
 SIZE = 32  # pixels a side
 POOLS = {"pretrain": (0.0, 0.42), "clients": (0.42, 0.66), "public": (0.66, 0.83), "test": (0.83, 1.0)}
 COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 220), "yellow": (235, 205, 40)}
@@ -74,7 +75,8 @@ def digit_pool(pool: str) -> Digits:
     return Digits(data.images[chosen] / 16.0, data.target[chosen].astype(np.int64))
 
 
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def pick(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+    """One of the options, each as likely as the others."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -108,7 +110,7 @@ def _near_numbers(value: str, rng: np.random.Generator, n: int) -> list[str]:
 def documents(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
     """Handwritten two-digit numbers: alone, in a two-field form, or on a coloured label."""
     digits = digit_pool(pool)
-    kind = _pick(rng, ("number", "form", "form", "label"))
+    kind = pick(rng, ("number", "form", "form", "label"))
     paper = int(rng.integers(225, 256))
     canvas = Image.new("RGB", (SIZE, SIZE), (paper, paper, paper - 10))
     draw = ImageDraw.Draw(canvas)
@@ -120,7 +122,7 @@ def documents(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
     else:
         y = int(rng.integers(0, 17))
         if kind == "label":
-            draw.rectangle((0, y - 1, SIZE, y + 16), fill=_tint(_pick(rng, tuple(COLOURS)), 0.55))
+            draw.rectangle((0, y - 1, SIZE, y + 16), fill=_tint(pick(rng, tuple(COLOURS)), 0.55))
         numbers = {kind: _number(canvas, digits, rng, y)}
         cells = f"{numbers[kind]}  " if y < 8 else f"  {numbers[kind]}"
         prompts = ("What number is on the {}?" if kind == "label" else "What {} is written?", "Read the {}.")
@@ -138,7 +140,7 @@ def _read(
 ) -> DrawnQuestion:
     """Ask for the number at ``place``; another number in the image is a plausible wrong answer."""
     wrong = [*_near_numbers(numbers[place], rng, 3), *numbers.values()]
-    return drawing.ask(_pick(rng, prompts).format(place), numbers[place], wrong, category)
+    return drawing.ask(pick(rng, prompts).format(place), numbers[place], wrong, category)
 
 
 def _findings(rng: np.random.Generator, n: int, radii: list[float]) -> list[tuple[float, float, float]]:
@@ -165,7 +167,7 @@ def _finding_cells(found: list[tuple[float, float, float]]) -> list[str]:
 def medical(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
     """Scan phantoms: a body outline, speckle, and bright findings to count, locate or size."""
     n = int(rng.choice([0, 1, 2, 3, 4], p=[0.1, 0.6, 0.1, 0.1, 0.1]))
-    names = [_pick(rng, tuple(SIZES)) for _ in range(n)] if n == 1 else ["small"] * n
+    names = [pick(rng, tuple(SIZES)) for _ in range(n)] if n == 1 else ["small"] * n
     found = _findings(rng, n, [SIZES[name] for name in names])
     ys, xs = np.mgrid[0:SIZE, 0:SIZE]
     body = ((xs - 15.5) / 14.5) ** 2 + ((ys - 15.5) / 15.5) ** 2
@@ -179,15 +181,15 @@ def medical(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
     side = "left" if found and found[0][0] < 16 else "right"
     drawing = Drawing(image, f"1 finding, {names[0]}, {side}" if n == 1 else f"{n} findings", _finding_cells(found))
     prompts = ("How many findings are there?", "Count the findings.")
-    count = drawing.ask(_pick(rng, prompts), str(n), _near(n, 0, 4), "medical_count")
+    count = drawing.ask(pick(rng, prompts), str(n), _near(n, 0, 4), "medical_count")
     if n != 1:
         return [count]
     prompts = ("On which side is the finding?", "Is the finding left or right?")
-    where = drawing.ask(_pick(rng, prompts), side, ("left", "right"), "medical_side")
+    where = drawing.ask(pick(rng, prompts), side, ("left", "right"), "medical_side")
     order = tuple(SIZES)
     nearest = sorted(order, key=lambda other: abs(order.index(other) - order.index(names[0])))
     prompts = ("How large is the finding?", "What size is the finding?")
-    size = drawing.ask(_pick(rng, prompts), names[0], nearest, "medical_size")
+    size = drawing.ask(pick(rng, prompts), names[0], nearest, "medical_size")
     return [where, size, count] if rng.random() < 0.15 else [where, size]
 
 
@@ -210,7 +212,7 @@ def scenes(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
     n = int(rng.integers(1, 5))
     corners = sorted(rng.permutation(4)[:n].tolist())
     shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))[:n]]
-    colours = [_pick(rng, tuple(COLOURS)) for _ in range(n)]
+    colours = [pick(rng, tuple(COLOURS)) for _ in range(n)]
     ground = int(rng.integers(15, 60))
     canvas = Image.new("RGB", (SIZE, SIZE), (ground, ground, ground))
     draw = ImageDraw.Draw(canvas)
@@ -223,20 +225,19 @@ def scenes(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
     named = {p: f"{c} {s}" for c, s, p in zip(colours, shapes, corners, strict=True)}
     caption = ", ".join(f"{what} {CORNERS[p]}" for p, what in named.items())
     drawing = Drawing(np.asarray(canvas), caption, [named.get(p, "") for p in range(4)])
-    questions = [drawing.ask(_pick(rng, COUNT_SHAPES), str(n), _near(n, 1, 4), "scene_count")]
+    questions = [drawing.ask(pick(rng, COUNT_SHAPES), str(n), _near(n, 1, 4), "scene_count")]
     for shape, colour, corner in zip(shapes, colours, corners, strict=True):
         place = CORNERS[corner]
         prompts = (f"What colour is the {place} shape?", f"Name the {place} colour.")
-        questions.append(drawing.ask(_pick(rng, prompts), colour, [*colours, *COLOURS], "scene_colour"))
+        questions.append(drawing.ask(pick(rng, prompts), colour, [*colours, *COLOURS], "scene_colour"))
         prompts = (f"What shape is in the {place} corner?", f"Name the {place} shape.")
-        questions.append(drawing.ask(_pick(rng, prompts), shape, [*shapes, *SHAPES], "scene_shape"))
+        questions.append(drawing.ask(pick(rng, prompts), shape, [*shapes, *SHAPES], "scene_shape"))
         questions.append(drawing.ask(f"Where is the {shape}?", place, CORNERS, "scene_place"))  # a lesson for relations
     across = [(i, j) for i in range(n) for j in range(n) if corners[i] % 2 != corners[j] % 2]
-    for pick in rng.permutation(len(across))[:2].tolist():
-        i, j = across[pick]
+    for i, j in [across[k] for k in rng.permutation(len(across))[:2]]:
         first, second, where = shapes[i], shapes[j], "left" if corners[i] % 2 == 0 else "right"
         prompts = (f"Is the {first} left or right of the {second}?", f"On which side of the {second} is the {first}?")
-        questions.append(drawing.ask(_pick(rng, prompts), where, ("left", "right"), "scene_relation"))
+        questions.append(drawing.ask(pick(rng, prompts), where, ("left", "right"), "scene_relation"))
     return questions
 
 
@@ -283,4 +284,4 @@ def draw_question(domain: str, rng: np.random.Generator, pool: str) -> DrawnQues
     category = str(rng.choice(list(shares), p=list(shares.values())))
     while True:
         if fitting := [question for question in DOMAINS[domain](rng, pool) if question.category == category]:
-            return fitting[int(rng.integers(len(fitting)))]
+            return pick(rng, fitting)

@@ -36,16 +36,17 @@ from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments, get
 from mor.config import Zoo, ZooModel
 from mor.fedvqa.annotator import STYLES, in_style
 from mor.fedvqa.architectures import ARCHITECTURES, Size
-from mor.fedvqa.render import CORNERS, DOMAINS, DrawnQuestion
+from mor.fedvqa.render import CORNERS, DOMAINS, DrawnQuestion, pick
 from mor.vlm.progress import ResumableTrainer, last_checkpoint, show_progress
 from mor.vlm.training import training_arguments
 
 VISION_BATCH = 128
 CAPTION_PROMPT = "Describe the image."
 TURNS = 4
+Chats = list[list[DrawnQuestion]]  # the questions about one image after another
 
 
-def sample_conversations(mix: dict[str, float], n: int, rng: np.random.Generator) -> list[list[DrawnQuestion]]:
+def sample_conversations(mix: dict[str, float], n: int, rng: np.random.Generator) -> Chats:
     """``n`` images of the pre-training pool, each with up to ``TURNS`` questions; ``mix`` gives each domain's share."""
     shares = np.array(list(mix.values()))
     conversations = []
@@ -61,13 +62,10 @@ class Conversations(torch.utils.data.Dataset[dict[str, Any]]):
     Several turns share one image's computation, which trains about three times as many answers a second.
     """
 
-    def __init__(
-        self, chats: list[list[DrawnQuestion]], processor: Any, caption_share: float, rng: np.random.Generator
-    ) -> None:
-        styles = list(STYLES)
+    def __init__(self, chats: Chats, processor: Any, caption_share: float, rng: np.random.Generator) -> None:
         turns = []
         for questions in chats:
-            pairs = [(q.prompt, in_style(q.value, styles[int(rng.integers(len(styles)))])) for q in questions]
+            pairs = [(q.prompt, in_style(q.value, pick(rng, list(STYLES)))) for q in questions]
             if rng.random() < caption_share:
                 pairs.append((CAPTION_PROMPT, questions[0].caption))
             turns.append(pairs)
@@ -79,17 +77,15 @@ class Conversations(torch.utils.data.Dataset[dict[str, Any]]):
             block = slice(start, start + 1000)
             batch = processor(text=heads[block], images=[[q[0].image] for q in chats[block]], add_special_tokens=False)
             for i, pairs in enumerate(turns[block]):
-                row = {key: batch[key][i] for key in batch if key != "attention_mask"}
-                row["input_ids"], row["labels"] = list(row["input_ids"]), [-100] * len(row["input_ids"])
+                asked, ids, labels = list(batch["input_ids"][i]), [], []
                 for k, (prompt, answer) in enumerate(pairs):
                     if k:
                         asked = processor.tokenizer(f"<|user|>{prompt}<|assistant|>", add_special_tokens=False).input_ids
-                        row["input_ids"] += asked
-                        row["labels"] += [-100] * len(asked)
                     said = processor.tokenizer(answer + eos, add_special_tokens=False).input_ids
-                    row["input_ids"] += said
-                    row["labels"] += said
-                self.rows.append(row)
+                    ids += asked + said
+                    labels += [-100] * len(asked) + said
+                row = {key: batch[key][i] for key in batch if key != "attention_mask"}
+                self.rows.append(row | {"input_ids": ids, "labels": labels})
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -121,9 +117,7 @@ def image_tokens(model: PreTrainedModel, images: dict[str, torch.Tensor]) -> tor
     return tokens if isinstance(tokens, torch.Tensor) else torch.stack(list(tokens))
 
 
-def train_vision(
-    model: Any, processor: Any, data: Conversations, chats: list[list[DrawnQuestion]], *, steps: int, seed: int
-) -> float:
+def train_vision(model: Any, processor: Any, data: Conversations, chats: Chats, *, steps: int, seed: int) -> float:
     """Align each image token with the words for its quarter of the image, as CLIP aligns images with captions.
 
     An image token h is taught to say which words w describe its quarter, ``sigmoid(s <h, E_w> + b)``, with E the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,15 +129,20 @@ def evaluate_models(params: Params) -> None:
                 "confidence": params.evaluation.confidence,
             },
         }
+        _write(paths.EVALUATION, raw)
         metrics = headline(
             Evaluation.model_validate(raw),
             resamples=params.evaluation.resamples,
             confidence=params.evaluation.confidence,
             rng=stream(params.seed, "bootstrap"),
         )
+        _write(paths.METRICS, metrics)
         run.metrics(flatten(metrics))
         run.headline(flatten(metrics))
-        for path, value in ((paths.EVALUATION, raw), (paths.METRICS, metrics)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-            run.artifact(path)
+        run.artifact(paths.EVALUATION)
+        run.artifact(paths.METRICS)
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -143,9 +143,8 @@ def check_delivery(
 
 def find_sets(clients: Sequence[str]) -> tuple[list[DataSet], list[str]]:
     """Data sets of the named clients, the public prompts, and every evaluation file there is; and what is not there."""
-    sets = [
-        DataSet(f"clients.{name}", "clients", paths.client_preferences(name), paths.client_folder(name)) for name in clients
-    ]
+    own = [(name, paths.client_preferences(name), paths.client_folder(name)) for name in clients]
+    sets = [DataSet(f"clients.{name}", "clients", file, folder) for name, file, folder in own]
     sets.append(DataSet("public", "public", paths.PUBLIC_PROMPTS, paths.PUBLIC))
     roles: dict[Role, Path] = {"eval": paths.eval_suite("*").parent, "pairs": paths.eval_pairs("*").parent}
     for role, folder in roles.items():
@@ -209,9 +208,8 @@ def _run_suite(context: Any, source: Any, data: DataSet, table: pd.DataFrame, se
     import great_expectations as gx
 
     batch = source.add_dataframe_asset(data.name).add_batch_definition_whole_dataframe("all rows")
-    suite: ExpectationSuite = context.suites.add(
-        gx.ExpectationSuite(data.name, expectations=expectations(data.role, data.root, settings))
-    )
+    rules = expectations(data.role, data.root, settings)
+    suite: ExpectationSuite = context.suites.add(gx.ExpectationSuite(data.name, expectations=rules))
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=data.name, data=batch, suite=suite))
     # Data Docs show what is wrong, not what people wrote
     frame = table.drop(columns=["text", "id"]).assign(id_repeated=pd.Series(repeated_ids(table), table.index, dtype=object))
