@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mor.config import HELD_OUT
 from mor.data.pictures import leaves
-from mor.data.schema import Preference, Prompt, Question, load_images, read_rows
+from mor.data.schema import Asked, Preference, Prompt, Question, load_images, read_rows
 from mor.fedvqa.annotator import STYLES, in_style
 from mor.fedvqa.write import MARKER, image_digest
 from mor.text import words
@@ -167,8 +167,7 @@ def data_card(
     generated = [client for client, folder in clients.items() if _is_generated(folder)]  # of others only rows are counted
     images = {client: _digests(clients[client], rows) for client, rows in private.items()}
     images["public prompts"] = _digests(public, prompts)
-    asked: list[Question | Preference] = [*chain.from_iterable(suites.values()), *chain.from_iterable(pairs.values())]
-    images["evaluation"] = _digests(evaluation, asked)
+    images["evaluation"] = _digests(evaluation, [*chain(*suites.values(), *pairs.values())])
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters |= {"words": words, "cell": _cell}
     return environment.from_string(Path(__file__).with_name("data_card.md.j2").read_text()).render(
@@ -202,7 +201,7 @@ def style_of(text: str) -> str:
     return max(fitting, key=lambda style: len(STYLES[style]))  # terse, the bare value, fits every text
 
 
-def _digests(folder: Path, rows: Sequence[Preference | Prompt | Question]) -> set[str]:
+def _digests(folder: Path, rows: Sequence[Asked]) -> set[str]:
     """Content digests of the image files that ``rows`` name."""
     files = (folder / image for image in {row.image for row in rows} if not leaves(image))
     return {image_digest(file.read_bytes()) for file in files if file.is_file()}

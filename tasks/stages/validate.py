@@ -166,7 +166,11 @@ def settle(verdicts: Sequence[DataReport], missing: Sequence[str], settings: Val
     blocked = [*missing, *(verdict.too_small for verdict in verdicts if verdict.too_small)]
     if blocked or (faults and not quarantine):
         raise DataError(_message([*blocked, *map(str, faults)], can_quarantine=not blocked))
-    _write_clean(verdicts)
+    with fresh_folder(paths.VALIDATED) as draft:
+        for verdict in verdicts:
+            clean = verdict.table.loc[~verdict.table["line"].isin(list(verdict.reasons)), "text"]
+            rows = [KINDS[verdict.data.role].model_validate_json(text) for text in clean]
+            write_rows(draft / paths.validated(verdict.data.file).relative_to(paths.VALIDATED), rows)
 
 
 def _mark_shared(tables: Mapping[DataSet, pd.DataFrame]) -> None:
@@ -204,7 +208,6 @@ def _run_suites(tables: Mapping[DataSet, pd.DataFrame], settings: Validation) ->
 
 
 def _run_suite(context: Any, source: Any, data: DataSet, table: pd.DataFrame, settings: Validation) -> DataReport:
-    """Let Great Expectations validate one table in ``context``."""
     import great_expectations as gx
 
     batch = source.add_dataframe_asset(data.name).add_batch_definition_whole_dataframe("all rows")
@@ -256,7 +259,6 @@ def quarantine_text(table: pd.DataFrame, reasons: Mapping[int, list[str]]) -> st
 
 
 def _write_quarantine(verdicts: Sequence[DataReport]) -> None:
-    """Write the bad rows of every set with their reasons."""
     for verdict in verdicts:
         if reasons := verdict.reasons:
             file = paths.quarantined(verdict.data.file)
@@ -264,12 +266,3 @@ def _write_quarantine(verdicts: Sequence[DataReport]) -> None:
             file.write_text(quarantine_text(verdict.table, reasons), encoding="utf-8")
             said = f"  {printable(verdict.data.name)}: {len(reasons)} bad rows set aside in {printable(file)}"
             Console(soft_wrap=True).print(said, highlight=False, markup=False)
-
-
-def _write_clean(verdicts: Sequence[DataReport]) -> None:
-    """Write all clean rows beside ``data/validated`` and move them in at once."""
-    with fresh_folder(paths.VALIDATED) as draft:
-        for verdict in verdicts:
-            clean = verdict.table.loc[~verdict.table["line"].isin(list(verdict.reasons)), "text"]
-            rows = [KINDS[verdict.data.role].model_validate_json(text) for text in clean]
-            write_rows(draft / paths.validated(verdict.data.file).relative_to(paths.VALIDATED), rows)
