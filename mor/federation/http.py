@@ -206,7 +206,7 @@ class _Network(httpcore.NetworkBackend):
         """When a step that may take ``timeout`` seconds must have ended."""
         return self.until if timeout is None else min(self.until, time.monotonic() + timeout)
 
-    def connect_tcp(self, host: str, port: int, timeout: float | None = None, *_: Any, **__: Any) -> httpcore.NetworkStream:
+    def connect_tcp(self, host: str, port: int, timeout: float | None = None, *_more: Any, **_named: Any) -> _Stream:
         end = self.end(timeout)
         problem: OSError = TimeoutError()
         try:
