@@ -40,11 +40,8 @@ def make_weak_backbone(zoo: Zoo, like: str) -> None:
     from mor.fedvqa.architectures import Size
     from mor.fedvqa.zoo import train_zoo_model
 
-    model, processor, _ = train_zoo_model(
-        **zoo.models[like].model_dump(), images=zoo.images, batch_size=zoo.batch_size, learning_rate=zoo.learning_rate,
-        caption_share=zoo.caption_share, seed=zoo.seed, checkpoints=paths.checkpoint_folder("weak"),
-        size=Size(hidden=40, layers=2, vision_hidden=40, vision_layers=2),
-    )  # fmt: skip
+    size = Size(hidden=40, layers=2, vision_hidden=40, vision_layers=2)
+    model, processor, _ = train_zoo_model(zoo.models[like], zoo, paths.checkpoint_folder("weak"), size)
     with fresh_folder(Path(WEAK)) as draft:
         model.save_pretrained(str(draft))
         processor.save_pretrained(str(draft))
@@ -136,7 +133,8 @@ def measure_method(planned: PlannedCase, own: Sequence[str]) -> None:
         return Measurement(case.listed, case.method, rate, case.seed, measure, suite, float(value), n, hits, key)
 
     rows = [row(*seen) for seen in outcome.seen]
-    for suite, answers in answer_suites(outcome.policy, read_suites(own), params, case.method).items():
+    longest = params.grpo.max_completion_tokens
+    for suite, answers in answer_suites(outcome.policy, read_suites(own), longest, case.method).items():
         for measure, flag in (("preference", "preferred"), ("accuracy", "right")):
             hits = [bool(answer[flag]) for answer in answers]
             rows.append(row(measure, suite, sum(hits) / len(hits), len(hits), pack_hits(hits)))

@@ -177,15 +177,7 @@ def preference_dataset(
 
 
 def local_trainer(
-    base: str,
-    processor: Any,
-    rows: Dataset,
-    shared: Adapter,
-    settings: Averaging,
-    *,
-    rate: float,
-    seed: int,
-    scratch: Path,
+    base: str, processor: Any, rows: Dataset, shared: Adapter, settings: Averaging, *, rate: float, seed: int, scratch: Path
 ) -> Trainer:
     """TRL's trainer for one client's part in a round: ``base`` with the LoRA ``shared`` in it, over ``rows`` in their order.
 

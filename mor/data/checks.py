@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,14 +121,13 @@ def shared_images(table: pd.DataFrame, others: Mapping[Path, pd.DataFrame]) -> l
 
 def repeated_ids(table: pd.DataFrame) -> list[str | None]:
     """For every row, another line of the table with the same id, or None."""
-    lines: dict[str, list[int]] = {}
-    for line, name in zip(table["line"], table["id"], strict=True):
-        lines.setdefault(name, []).append(int(line))
-    found = []
-    for line, name in zip(table["line"], table["id"], strict=True):
-        others = [other for other in lines[name][:2] if other != line] if isinstance(name, str) else []
-        found.append(f"that of line {others[0]}" if others else None)
-    return found
+    rows = [(int(line), name) for line, name in zip(table["line"], table["id"], strict=True)]
+    lines = defaultdict(list)
+    for line, name in rows:
+        if isinstance(name, str):
+            lines[name].append(line)
+    others = [next((other for other in lines.get(name, ())[:2] if other != line), None) for line, name in rows]
+    return [None if other is None else f"that of line {other}" for other in others]
 
 
 def _parse(raw: bytes) -> tuple[dict[str, Any] | None, str | None]:
@@ -144,17 +144,17 @@ def _parse(raw: bytes) -> tuple[dict[str, Any] | None, str | None]:
 def _facts(number: int, raw: bytes, values: dict[str, Any] | None, error: str | None, kind: type[Row]) -> dict[str, Any]:
     row: dict[str, Any] = {"line": number, "text": raw.decode("utf-8", "backslashreplace").strip(), "parse_error": error}
     fields = kind.model_fields
-    row |= {f"{key}_type": None if values is None else _json_type(values, key) for key in fields}
+    if values is None:
+        row |= {f"{key}_type": None for key in fields}
+    else:
+        row |= {f"{key}_type": _json_type(values[key]) if key in values else "missing" for key in fields}
     texts = {key: value if isinstance(value := (values or {}).get(key), str) else None for key in TEXTS if key in fields}
     row |= {f"{key}_length": None if text is None else len(text.strip()) for key, text in texts.items()}
     unknown = dict.fromkeys(("image_outside", "image_missing", "image_unreadable", "image_width", "image_height", "image_hash"))
     return row | {"id": texts["id"]} | unknown
 
 
-def _json_type(values: dict[str, Any], key: str) -> str:
-    if key not in values:
-        return "missing"
-    value = values[key]
+def _json_type(value: Any) -> str:
     strings = isinstance(value, list) and all(isinstance(item, str) for item in value)
     return "list of strings" if strings else _TYPES[type(value)]
 
@@ -179,16 +179,16 @@ def _picture(root: Path, image: str, max_side: int, formats: Collection[str]) ->
 
 def _compare_answers(rows: Sequence[dict[str, Any]], parsed: Sequence[dict[str, Any]]) -> None:
     """Fill ``equal_answers`` and ``contradicted_by`` of preference rows."""
-    keys: list[tuple[str, ...] | None] = []
+    judged = []
     first: dict[tuple[str, ...], int] = {}
     for row, values in zip(rows, parsed, strict=True):
-        texts = tuple(str(values.get(key)).strip() for key in ("prompt", "chosen", "rejected"))
+        prompt, chosen, rejected = (str(values.get(key)).strip() for key in ("prompt", "chosen", "rejected"))
         whole = all(row[f"{key}_type"] == "string" for key in ("prompt", "chosen", "rejected"))
-        equal = whole and texts[1] == texts[2]
+        equal = whole and chosen == rejected
         row |= {"equal_answers": "one answer twice" if equal else None, "contradicted_by": None}
-        keys.append((row["image_hash"], *texts) if whole and not equal and row["image_hash"] else None)
-        if (key := keys[-1]) is not None:
-            first.setdefault(key, row["line"])
-    for row, key in zip(rows, keys, strict=True):
-        if key is not None and (line := first.get((key[0], key[1], key[3], key[2]))):
+        if whole and not equal and row["image_hash"]:
+            judged.append((row, (row["image_hash"], prompt, rejected, chosen)))
+            first.setdefault((row["image_hash"], prompt, chosen, rejected), row["line"])
+    for row, opposite in judged:
+        if line := first.get(opposite):
             row["contradicted_by"] = f"line {line}"

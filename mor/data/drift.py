@@ -60,8 +60,7 @@ def shape(name: str, before: ArrayLike, after: ArrayLike, limits: Drift) -> Find
     found = ks_2samp(old, new, method="asymp")
     middle = float(np.median(old)), float(np.median(new))
     text = f"median {middle[1]:.3g}, was {middle[0]:.3g}"
-    bounds = (limits.shape_warn, limits.shape_stop)
-    return _finding(name, found.statistic, found.pvalue, middle, bounds, limits.significance, text)
+    return _finding(name, "shape", found.statistic, found.pvalue, middle, text, limits)
 
 
 def categories(before: Sequence[str | None], after: Sequence[str | None], limits: Drift) -> Finding:
@@ -74,9 +73,7 @@ def categories(before: Sequence[str | None], after: Sequence[str | None], limits
     most = int(np.abs(shares[1] - shares[0]).argmax())
     moved = float(shares[0, most]), float(shares[1, most])
     text = f"the category that changed most is {moved[1]:.0%} of the rows, was {moved[0]:.0%}"  # its name is the client's
-    bounds = (limits.categories_warn, limits.categories_stop)
-    distance = float(jensenshannon(shares[0], shares[1], base=2))
-    return _finding("categories", distance, p_value, moved, bounds, limits.significance, text)
+    return _finding("categories", "categories", jensenshannon(*shares, base=2), p_value, moved, text, limits)
 
 
 def agreement(before: Sequence[bool], after: Sequence[bool], limits: Drift) -> Finding:
@@ -85,23 +82,17 @@ def agreement(before: Sequence[bool], after: Sequence[bool], limits: Drift) -> F
     share = float(np.mean(before)), float(np.mean(after))
     p_value = float(fisher_exact(table, alternative="greater").pvalue)  # are the old ones agreed on more?
     text = f"the last reward model agrees with {share[1]:.0%} of the pairs, it did with {share[0]:.0%}"
-    bounds = (limits.agreement_warn, limits.agreement_stop)
-    return _finding("agreement", share[0] - share[1], p_value, share, bounds, limits.significance, text)
+    return _finding("agreement", "agreement", share[0] - share[1], p_value, share, text, limits)
 
 
 def _finding(
-    name: str,
-    statistic: float,
-    p_value: float,
-    sides: tuple[float, float],
-    bounds: tuple[float, float],
-    significance: float,
-    text: str,
+    name: str, kind: str, statistic: float, p_value: float, sides: tuple[float, float], text: str, limits: Drift
 ) -> Finding:
+    warn, stop = getattr(limits, f"{kind}_warn"), getattr(limits, f"{kind}_stop")
     decision: Decision = "continue"
-    if p_value <= significance and statistic >= bounds[0]:
-        decision = "stop" if statistic >= bounds[1] else "warn"
-    return Finding(name, float(statistic), float(p_value), decision, *sides, *bounds, text)
+    if p_value <= limits.significance and statistic >= warn:
+        decision = "stop" if statistic >= stop else "warn"
+    return Finding(name, float(statistic), float(p_value), decision, *sides, warn, stop, text)
 
 
 def image_statistics(image: Image.Image) -> dict[str, float]:
@@ -110,13 +101,8 @@ def image_statistics(image: Image.Image) -> dict[str, float]:
     sums = sum((np.array([grey.sum(), saturation.sum()]) for grey, saturation in _parts(image)), np.zeros(2))
     brightness, saturated = sums / count
     variance = sum(((grey - brightness) ** 2).sum() for grey, _ in _parts(image)) / count
-    return {
-        "brightness": float(brightness),
-        "contrast": float(np.sqrt(variance)),
-        "saturation": float(saturated),
-        "width": float(image.width),
-        "height": float(image.height),
-    }
+    found = {"brightness": brightness, "contrast": np.sqrt(variance), "saturation": saturated}
+    return {name: float(value) for name, value in (found | {"width": image.width, "height": image.height}).items()}
 
 
 def _parts(image: Image.Image) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
@@ -136,10 +122,6 @@ def differences(
     """Every difference that can be seen without a model; ``pictures`` are columns of image statistics, old and new."""
     findings = [shape(name, values, pictures[1][name], limits) for name, values in pictures[0].items()]
     for text in ("prompt", "chosen", "rejected"):
-        findings += [shape(f"{text}_length", _lengths(before, text), _lengths(after, text), limits)]
+        old, new = ([len(getattr(row, text)) for row in rows] for rows in (before, after))
+        findings.append(shape(f"{text}_length", old, new, limits))
     return [*findings, categories([row.category for row in before], [row.category for row in after], limits)]
-
-
-def _lengths(rows: Sequence[Preference], text: str) -> NDArray[np.float64]:
-    """Characters of one text of every row, shape (N,)."""
-    return np.array([len(getattr(row, text)) for row in rows], dtype=np.float64)

@@ -36,22 +36,25 @@ class Row(BaseModel):
     id: str
 
 
-class Preference(Row):
-    """One private comparison: the annotator prefers ``chosen`` to ``rejected``."""
+class Asked(Row):
+    """Something asked about a picture."""
 
     image: str
     prompt: str
+
+
+class Preference(Asked):
+    """One private comparison: the annotator prefers ``chosen`` to ``rejected``."""
+
     chosen: str
     rejected: str
     category: str | None = None
     kind: str | None = None
 
 
-class Prompt(Row):
+class Prompt(Asked):
     """One public prompt of the server; nobody has answered it."""
 
-    image: str
-    prompt: str
     category: str | None = None
 
 
@@ -62,11 +65,9 @@ class Answer(Row):
     accepted: list[str] = []
 
 
-class Question(Row):
+class Question(Asked):
     """One evaluation question with the preferred answer and all that are right."""
 
-    image: str
-    prompt: str
     answer: str
     category: str
     accepted: list[str] = []
@@ -110,7 +111,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
             file.write(json.dumps(row.model_dump(exclude_defaults=True), ensure_ascii=False) + "\n")
 
 
-def load_images(root: Path, rows: Sequence[Preference | Prompt | Question]) -> list[Image.Image]:
+def load_images(root: Path, rows: Sequence[Asked]) -> list[Image.Image]:
     """RGB images of ``rows`` in order, each file read once; ``root`` is the folder that paths are relative to.
 
     They hold pixels alone, no metadata. Raises ``DataError`` that counts the row whose picture cannot be read.

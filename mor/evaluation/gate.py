@@ -99,7 +99,12 @@ def judge(
     for suite, replies in asked.items():
         for name, found in _compared(suite, replies, others, settings, resamples, confidence, rng).items():
             changes[name] += found
-    compared = [check for found in changes.values() for check in found] or [_nothing_asked()]
+    compared = [check for found in changes.values() for check in found]
+    if not compared:
+        text = (
+            "no client has evaluation questions, so nothing shows that the candidate is no worse; add data/eval/<client>.jsonl"
+        )
+        compared = [Check("preference", False, math.nan, None, None, 0.0, text, QUESTIONS)]
     own = [_kl(kl, settings.kl_budget), *_calibrated(calibration, settings)]
     return Verdict([*_questions(candidate, others, clients), *compared, *own])
 
@@ -110,10 +115,9 @@ def _compared(
 ) -> dict[str, list[Check]]:  # fmt: skip
     """The checks of one suite by the name of the other; all policies are resampled together, hence in pairs."""
     columns: dict[str, list[bool]] = {}
-    for other in others:
-        if [reply.id for reply in replies] != [reply.id for reply in other.answers[suite]]:
-            raise ValueError(f"{suite}: candidate and {other.name} must answer the same questions in the same order")
     for name, answers in {"candidate": replies, **{other.name: other.answers[suite] for other in others}}.items():
+        if [reply.id for reply in replies] != [reply.id for reply in answers]:
+            raise ValueError(f"{suite}: candidate and {name} must answer the same questions in the same order")
         columns |= {f"{name}.{measure}": [getattr(r, flag) for r in answers] for measure, flag in MEASURES.items()}
     estimates, found = resample(columns, resamples, rng), dict[str, list[Check]]()
     for number, other in enumerate(others):
@@ -126,7 +130,12 @@ def _compared(
 
 
 def _no_worse(suite: str, measure: Measure, change: Interval, settings: Gate, other: Other) -> Check:
-    margin = _margin(suite, measure, settings, other)
+    if measure == "accuracy":
+        margin = settings.accuracy_margin
+    elif other.name == BASELINE:
+        margin = settings.total_margin
+    else:
+        margin = settings.held_out_margin if suite == HELD_OUT else settings.margin
     whose = f"the base's, for {suite} is new since the {other.name}" if suite in other.new else f"the {other.name}'s"
     text = (
         f"{suite}: {_WORDS[measure]} changed by {change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f}) "
@@ -134,14 +143,6 @@ def _no_worse(suite: str, measure: Measure, change: Interval, settings: Gate, ot
     )
     name = f"{measure}.{suite}" + (f".{BASELINE}" if other.name == BASELINE else "")
     return Check(name, change.low > -margin, change.value, change.low, change.high, -margin, text, f"against the {other.name}")
-
-
-def _margin(suite: str, measure: Measure, settings: Gate, other: Other) -> float:
-    if measure == "accuracy":
-        return settings.accuracy_margin
-    if other.name == BASELINE:
-        return settings.total_margin
-    return settings.held_out_margin if suite == HELD_OUT else settings.margin
 
 
 def _questions(candidate: Mapping[str, Sequence[Judged]], others: Sequence[Other], clients: Sequence[str]) -> list[Check]:
@@ -162,11 +163,6 @@ def _questions(candidate: Mapping[str, Sequence[Judged]], others: Sequence[Other
             checks.append(check(suite, True, "no evaluation questions, so it is not judged"))
     gone = {client for other in others for client in other.clients} - {*clients}
     return checks + [check(suite, True, "no client any more, so it is not judged") for suite in sorted(gone)]
-
-
-def _nothing_asked() -> Check:
-    text = "no client has evaluation questions, so nothing shows that the candidate is no worse; add data/eval/<client>.jsonl"
-    return Check("preference", False, float("nan"), None, None, 0.0, text, QUESTIONS)
 
 
 def same_baseline(version: int, settings: Gate) -> Check:

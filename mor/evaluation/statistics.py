@@ -70,16 +70,3 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
 def worst_of(estimates: Sequence[Estimate]) -> Estimate:
     """The worst client; which client that is may change from draw to draw."""
     return Estimate(min(e.value for e in estimates), np.min([e.draws for e in estimates], axis=0))
-
-
-def bootstrap_mean(sample: ArrayLike, *, resamples: int, confidence: float, rng: np.random.Generator) -> Interval:
-    """The mean of ``sample`` (N,) with its interval."""
-    return resample({"sample": sample}, resamples, rng)["sample"].interval(confidence)
-
-
-def bootstrap_difference(
-    first: ArrayLike, second: ArrayLike, *, resamples: int, confidence: float, rng: np.random.Generator
-) -> Interval:
-    """``mean(second) - mean(first)`` with its paired interval; both are (N,), on the same questions in the same order."""
-    both = resample({"first": first, "second": second}, resamples, rng)
-    return (both["second"] - both["first"]).interval(confidence)

@@ -37,6 +37,7 @@ GRACE = 10  # seconds that the service, asked to stop, gives the request under w
 
 Handle = Callable[[bytes, Callable[[], bool]], bytes]  # a request, and whether its caller has gone by now, to the reply
 Peer = tuple[str, int]  # address and port
+Allow = Callable[[Peer, float | None], None]  # how many more seconds a connection may live
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,7 @@ def serve(handle: Handle, token: str, host: str, port: int, certificate: Path, k
         uvicorn.Server(config).run([door])
 
 
-def create_app(
-    handle: Handle,
-    token: str,
-    limits: Limits = Limits(),
-    allow: Callable[[Peer, float | None], None] = lambda peer, seconds: None,
-) -> ASGIApp:
+def create_app(handle: Handle, token: str, limits: Limits = Limits(), allow: Allow = lambda peer, seconds: None) -> ASGIApp:
     """The service as an ASGI application; ``allow`` says how much longer a connection may live, None is for as long as
     its request takes. Raises ``ConfigError`` where the token is none."""
     check_token(token)
@@ -88,9 +84,7 @@ def create_app(
 
 
 class _Service:
-    def __init__(
-        self, handle: Handle, authorization: bytes, limits: Limits, allow: Callable[[Peer, float | None], None]
-    ) -> None:
+    def __init__(self, handle: Handle, authorization: bytes, limits: Limits, allow: Allow) -> None:
         self._handle, self._authorization, self._limits, self._allow = handle, authorization, limits, allow
         self._held = 0  # bytes of all bodies and replies in memory
         self._turn = asyncio.Lock()

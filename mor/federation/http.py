@@ -17,7 +17,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -119,12 +119,8 @@ class HttpsTransport:
         def give_up(state: RetryCallState) -> bool:
             return state.attempt_number >= self.attempts or time.monotonic() + state.upcoming_sleep >= self._network.until
 
-        insisting = Retrying(
-            retry=retry_if_exception_type(PASSING),
-            stop=give_up,
-            wait=wait_exponential_jitter(multiplier=0.2, max=5.0),
-            reraise=True,
-        )
+        pauses = wait_exponential_jitter(multiplier=0.2, max=5.0)
+        insisting = Retrying(retry=retry_if_exception_type(PASSING), stop=give_up, wait=pauses, reraise=True)
         try:
             return insisting(self._send, data)
         except PASSING as error:
@@ -210,14 +206,7 @@ class _Network(httpcore.NetworkBackend):
         """When a step that may take ``timeout`` seconds must have ended."""
         return self.until if timeout is None else min(self.until, time.monotonic() + timeout)
 
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
+    def connect_tcp(self, host: str, port: int, timeout: float | None = None, *_more: Any, **_named: Any) -> _Stream:
         end = self.end(timeout)
         problem: OSError = TimeoutError()
         try:
@@ -328,8 +317,6 @@ class _Stream(httpcore.NetworkStream):
         try:
             self._socket.setblocking(False)
             self._socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        except OSError as error:
+            return not isinstance(error, BlockingIOError)
         return True

@@ -29,7 +29,7 @@ class Ledger:
             self.socket[client, message, way] += carried
 
     def total(self, client: str, direction: str, column: Literal["bytes", "socket"] = "bytes") -> int:
-        table: dict[Key, int] = getattr(self, column)
+        table = self.bytes if column == "bytes" else self.socket
         return sum(n for (who, _, way), n in table.items() if (who, way) == (client, direction))
 
     def restore(self, *paths: Path) -> None:

@@ -22,7 +22,7 @@ Score = Callable[[Sequence[str], Sequence[Image.Image], Sequence[str]], Sequence
 
 @dataclass(frozen=True)
 class FunctionReward:
-    """A function as a reward model; ``fingerprint`` tells its source from another's."""
+    """A function as a reward model."""
 
     function: Score
 

@@ -189,10 +189,8 @@ def decode_reply(data: bytes) -> Reply:
         alike = len(reply.images) == len(reply.prompts) == len(reply.chosen) == len(reply.rejected)
         _expect(alike, "images, prompts and answers differ in number")
         characters = len(reply.prompts) * max(map(len, (*reply.prompts, *reply.chosen, *reply.rejected)), default=0)
-        _expect(
-            characters <= MOST_CHARACTERS,
-            f"shared pairs of {characters} characters, padded; expected at most {MOST_CHARACTERS}",
-        )
+        told = f"shared pairs of {characters} characters, padded; expected at most {MOST_CHARACTERS}"
+        _expect(characters <= MOST_CHARACTERS, told)
     return reply
 
 
@@ -226,7 +224,8 @@ def image_from_bytes(data: bytes) -> Image.Image:
 def images_from_bytes(images: Sequence[bytes]) -> list[Image.Image]:
     """RGB images, the sizes of all looked at before any is decoded; raises ``MessageError``."""
     sizes = [_size(data) for data in images]
-    _expect(max(sizes, default=0) <= MOST_PIXELS, f"an image of {max(sizes, default=0)} pixels; expected at most {MOST_PIXELS}")
+    largest = max(sizes, default=0)
+    _expect(largest <= MOST_PIXELS, f"an image of {largest} pixels; expected at most {MOST_PIXELS}")
     _expect(sum(sizes) <= MOST_PIXELS_IN_ALL, f"images of {sum(sizes)} pixels; expected at most {MOST_PIXELS_IN_ALL} in all")
     return [_decoded(data) for data in images]
 

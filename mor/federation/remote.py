@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -71,7 +72,8 @@ class RemoteClient:
         scores: list[float | None] = []
         for request, n in _score_requests(list(rows), pictures):
             reply = self._ask(request, m.ScoreReply)
-            scores += self._checked(lambda reply=reply, n=n: reply.values(n))  # type: ignore[misc]
+            with self._checked():
+                scores += reply.values(n)
             self.fingerprint = reply.fingerprint
         return [scores[place] for place in places]
 
@@ -88,7 +90,8 @@ class RemoteClient:
         components = projection.shape[1]
         request = m.MeansRequest(mean.astype("<f4").tobytes(), projection.astype("<f4").tobytes(), components)
         reply = self._ask(request, m.MeansReply)
-        told = self._checked(lambda: reply.values(components))
+        with self._checked():
+            told = reply.values(components)
         if (length := float(np.linalg.norm(told))) > math.sqrt(components) * (1 + 1e-4):
             raise ClientError(f"client {self.name}: a mean of length {length:.3g}; expected at most sqrt({components})")
         return told, reply.accuracy
@@ -98,21 +101,22 @@ class RemoteClient:
         reply = self._ask(m.AnchorRequest(most), m.AnchorReply)
         if len(reply.images) > most:
             raise ClientError(f"client {self.name}: AnchorReply has {len(reply.images)} pairs; expected at most {most}")
-        images = self._checked(lambda: m.images_from_bytes(reply.images))
-        return Anchors(reply.prompts, images, reply.chosen, reply.rejected)
+        with self._checked():
+            return Anchors(reply.prompts, m.images_from_bytes(reply.images), reply.chosen, reply.rejected)
 
     def _ask(self, request: m.Request, kind: type[R]) -> R:
         """The client's reply, which is of that kind."""
         sent = m.encode(request)
-        before = self._socket_bytes()
+        before = self._carried()
         received = b""
         try:
             received = self.transport(sent)
         finally:  # a call that fails has its price too
-            up, down = (now - then for now, then in zip(self._socket_bytes(), before, strict=True))
+            up, down = (now - then for now, then in zip(self._carried(), before, strict=True))
             message = type(request).__name__.removesuffix("Request").lower()
             self.ledger.record(self.name, message, up=len(received), down=len(sent), socket_up=up, socket_down=down)
-        reply = self._checked(lambda: m.decode_reply(received))
+        with self._checked():
+            reply = m.decode_reply(received)
         if isinstance(reply, m.Failure):
             if reply.code == "budget":
                 raise BudgetSpentError(f"client {self.name}: its budget of {kind.__name__} for this run is spent")
@@ -121,15 +125,15 @@ class RemoteClient:
             raise ClientError(f"client {self.name}: expected {kind.__name__}, got {type(reply).__name__}")
         return reply
 
-    T = TypeVar("T")
-
-    def _checked(self, read: Callable[[], T]) -> T:
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """What the contract does not let pass is a ``ClientError``."""
         try:
-            return read()
+            yield
         except m.MessageError as error:
             raise ClientError(f"client {self.name}: {error}") from None
 
-    def _socket_bytes(self) -> tuple[int, int]:
+    def _carried(self) -> tuple[int, int]:
         """What the transport's socket has carried so far, up and down; nothing in-process."""
         counted: tuple[int, int] = getattr(self.transport, "socket_bytes", (0, 0))
         return counted

@@ -85,16 +85,11 @@ class ClientService:
                 return self._score(request, gone)
             case m.CompareRequest():
                 self._spend("comparisons", len(request.ids))
-                rows = zip(request.ids, request.first, request.second, strict=True)
-                return m.CompareReply([self._vote(*row) for row in rows])
+                return m.CompareReply(list(map(self._vote, request.ids, request.first, request.second)))
             case m.AnchorRequest():
                 shared = self.anchors[: request.most]
-                return m.AnchorReply(
-                    [png_bytes(image) for _, image in shared],
-                    [pair.prompt for pair, _ in shared],
-                    [pair.chosen for pair, _ in shared],
-                    [pair.rejected for pair, _ in shared],
-                )
+                texts = ([getattr(pair, text) for pair, _ in shared] for text in ("prompt", "chosen", "rejected"))
+                return m.AnchorReply([png_bytes(image) for _, image in shared], *texts)
             case m.MeansRequest():
                 return self._means(request)
 
@@ -107,14 +102,12 @@ class ClientService:
 
     def _score(self, request: m.ScoreRequest, gone: Callable[[], bool]) -> m.ScoreReply:
         images = m.images_from_bytes(request.images)
-        rows = [(*request.prompts[prompt], text) for prompt, text in request.completions]
         scores: list[float | None] = []
-        for batch in _batches(rows):
+        for batch in _batches([(*request.prompts[prompt], text) for prompt, text in request.completions]):
             if gone():
                 raise CallerGone
-            scores += self.reward_model.score(
-                [prompt for _, prompt, _ in batch], [images[image] for image, _, _ in batch], [text for _, _, text in batch]
-            )
+            numbers, prompts, completions = map(list, zip(*batch, strict=True))
+            scores += self.reward_model.score(prompts, [images[number] for number in numbers], completions)
         return m.ScoreReply.of(scores, self.reward_model.fingerprint)
 
     def _vote(self, prompt_id: str, first: str, second: str) -> bool | None:

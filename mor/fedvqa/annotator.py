@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mor.fedvqa.render import COLOURS, SHAPES, SIZES, DrawnQuestion
+from mor.fedvqa.render import COLOURS, SHAPES, SIZES, DrawnQuestion, pick
 
 STYLES = {"terse": "{}", "field": "answer: {}", "sentence": "The answer is {}."}
 KINDS = ("correctness", "style", "malformed", "tradeoff")
@@ -36,15 +36,6 @@ def in_style(value: str, style: str) -> str:
     return STYLES[style].format(value)
 
 
-def worth_of(text: str, value: str, values: tuple[str, ...], house: str) -> int:
-    """The annotator's points for ``text``; ``values`` are all values that could be an answer to the question."""
-    for style in STYLES:
-        for candidate in values:
-            if text == in_style(candidate, style):
-                return 1 + 2 * (candidate == value) + (style == house)
-    return 0
-
-
 @dataclass(frozen=True)
 class Pair:
     chosen: str
@@ -52,26 +43,19 @@ class Pair:
     kind: str
 
 
-def _beside_the_point(value: str, rng: np.random.Generator) -> str:
-    """A value that answers another kind of question: a colour where a number was asked for."""
-    kinds = [kind for kind in VALUES if value not in kind]
-    kind = kinds[int(rng.integers(len(kinds)))]
-    return kind[int(rng.integers(len(kind)))]
-
-
 def _malformed(value: str, other: str, house: str, rng: np.random.Generator) -> str:
     """What a policy really produces when it goes wrong: cut off, doubled, hybrid, frayed or beside the point."""
     text, opening = in_style(value, house), in_style("", house).rstrip(". ")
+    beside = [kind for kind in VALUES if value not in kind]  # say, colours where a number was asked for
     families = [
         [opening, f"{opening}.", "The answer is", "answer:", *([in_style(value[:-1], house)] if len(value) > 1 else [])],
         [f"{text} {text}", f"{text} {other}", f"{value} {value}", f"{text}{text[-1]}", f"{value}{value[-1]}"],
         [f"The answer is answer: {value}", f"answer: The answer is {value}.", f"{text} answer: {value}", f"{value} The"],
         [f"{value}.", f"The answer is {value}", f"answer: {value}.", "The answer is.", "The", "answer"],
-        [in_style(_beside_the_point(value, rng), style) for style in STYLES],
+        [in_style(pick(rng, pick(rng, beside)), style) for style in STYLES],
     ]
     known = {in_style(v, style) for v in (value, other) for style in STYLES}
-    usable = [variant for variant in families[int(rng.integers(len(families)))] if variant.strip(". ") and variant not in known]
-    return usable[int(rng.integers(len(usable)))]
+    return pick(rng, [text for text in pick(rng, families) if text.strip(". ") and text not in known])
 
 
 def make_pair(question: DrawnQuestion, house: str, kind: str, rng: np.random.Generator) -> Pair:
@@ -80,7 +64,7 @@ def make_pair(question: DrawnQuestion, house: str, kind: str, rng: np.random.Gen
     Some correctness pairs are in a foreign style: a reward model that has seen wrong answers in the house style alone
     comes to like wrong answers in any other.
     """
-    other = [style for style in STYLES if style != house][int(rng.integers(len(STYLES) - 1))]
+    other = pick(rng, [style for style in STYLES if style != house])
     right = in_style(question.value, house)
     wrong = question.wrong[min(int(rng.geometric(0.5)) - 1, len(question.wrong) - 1)]
     if kind == "correctness":

@@ -6,25 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForImageTextToText,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    Gemma3Config,
-    Gemma3ImageProcessorPil,
-    Gemma3Processor,
-    Gemma3TextConfig,
-    Idefics3Config,
-    Idefics3ImageProcessorPil,
-    Idefics3Processor,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 from mor.fedvqa.render import SIZE
 
@@ -41,10 +25,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, special: dict[str, str], image_token: str
-) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: any text has tokens, digits stay single so that reading a number is reading its digits."""
+def train_tokenizer(texts: Iterable[str], vocab_size: int, place: str, **special: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE: any text has tokens, digits stay single so that reading a number is reading its digits.
+
+    ``place`` is what the chat template writes for an image; ``special`` names the tokens of an architecture.
+    """
     extra = ["<|user|>", "<|assistant|>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -58,10 +43,10 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    named = {**SPECIAL, "extra_special_tokens": special}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", additional_special_tokens=extra, **named)
-    fast.chat_template = CHAT_TEMPLATE.replace("IMAGE", image_token)
-    return fast
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, padding_side="left", additional_special_tokens=extra, extra_special_tokens=special,
+        chat_template=CHAT_TEMPLATE.replace("IMAGE", place), **SPECIAL,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,16 +83,8 @@ class Size:
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    return {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-
-
-def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    return int(tokenizer.vocab[token])
+    ends = ("pad_token_id", "bos_token_id", "eos_token_id")
+    return {"vocab_size": len(tokenizer)} | {end: getattr(tokenizer, end) for end in ends}
 
 
 _SQUARE: dict[str, Any] = {"height": SIZE, "width": SIZE}
@@ -115,69 +92,62 @@ _HALF: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
 def _llava(texts: list[str], size: Size) -> tuple[PreTrainedModel, ProcessorMixin]:
-    tokenizer = train_tokenizer(texts, 512, {"image_token": "<image>"}, "<image>")
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**{**size.vision, "patch_size": 2 * PATCH}),
-        text_config=LlamaConfig(**size.text, **_ids(tokenizer)),
-        image_token_index=_id(tokenizer, "<image>"),
+    tokenizer = train_tokenizer(texts, 512, "<image>", image_token="<image>")
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**size.vision | {"patch_size": 2 * PATCH}),
+        text_config=transformers.LlamaConfig(**size.text, **_ids(tokenizer)),
+        image_token_index=tokenizer.vocab["<image>"],
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=TOKENS,
     )
-    images = CLIPImageProcessorPil(do_resize=True, size=_SQUARE, do_center_crop=False, crop_size=_SQUARE, **_HALF)
-    processor = LlavaProcessor(
+    images = transformers.CLIPImageProcessorPil(do_resize=True, size=_SQUARE, do_center_crop=False, crop_size=_SQUARE, **_HALF)
+    processor = transformers.LlavaProcessor(
         images, tokenizer, patch_size=2 * PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
         chat_template=tokenizer.chat_template,
     )  # fmt: skip
-    return AutoModelForImageTextToText.from_config(config), processor
+    return transformers.AutoModelForImageTextToText.from_config(config), processor
 
 
 def _idefics3(texts: list[str], size: Size) -> tuple[PreTrainedModel, ProcessorMixin]:
-    special = {
-        "image_token": "<image>",
-        "fake_image_token": "<fake_token_around_image>",
-        "global_image_token": "<global-img>",
-        "end_of_utterance_token": "<end_of_utterance>",
-    }
-    tokenizer = train_tokenizer(texts, 448, special, "<image>")
-    text = LlamaConfig(**size.text, num_key_value_heads=size.heads // 2, **_ids(tokenizer))
-    config = Idefics3Config(
+    tokenizer = train_tokenizer(
+        texts, 448, "<image>", image_token="<image>", fake_image_token="<fake_token_around_image>",
+        global_image_token="<global-img>", end_of_utterance_token="<end_of_utterance>",
+    )  # fmt: skip
+    config = transformers.Idefics3Config(
         vision_config=size.vision,
-        text_config=text,
+        text_config=transformers.LlamaConfig(**size.text, num_key_value_heads=size.heads // 2, **_ids(tokenizer)),
         scale_factor=2,
-        image_token_id=_id(tokenizer, "<image>"),
+        image_token_id=tokenizer.vocab["<image>"],
         tie_word_embeddings=True,
     )
-    images = Idefics3ImageProcessorPil(
+    images = transformers.Idefics3ImageProcessorPil(
         do_resize=True, size={"longest_edge": SIZE}, do_image_splitting=False, max_image_size={"longest_edge": SIZE}, **_HALF
     )
-    processor = Idefics3Processor(images, tokenizer, image_seq_len=TOKENS, chat_template=tokenizer.chat_template)
-    return AutoModelForImageTextToText.from_config(config), processor
+    processor = transformers.Idefics3Processor(images, tokenizer, image_seq_len=TOKENS, chat_template=tokenizer.chat_template)
+    return transformers.AutoModelForImageTextToText.from_config(config), processor
 
 
 def _gemma3(texts: list[str], size: Size) -> tuple[PreTrainedModel, ProcessorMixin]:
     special = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
-    tokenizer = train_tokenizer(texts, 512, special, "<start_of_image>")
-    text = Gemma3TextConfig(
+    tokenizer = train_tokenizer(texts, 512, special["boi_token"], **special)
+    text = transformers.Gemma3TextConfig(
         **size.text, num_key_value_heads=size.heads // 2, head_dim=size.hidden // size.heads, sliding_window=64,
         query_pre_attn_scalar=size.hidden // size.heads, **_ids(tokenizer),
     )  # fmt: skip
-    config = Gemma3Config(
+    config = transformers.Gemma3Config(
         text_config=text,
-        vision_config={**size.vision, "vision_use_head": False},
+        vision_config=size.vision | {"vision_use_head": False},
         mm_tokens_per_image=TOKENS,
-        boi_token_index=_id(tokenizer, "<start_of_image>"),
-        eoi_token_index=_id(tokenizer, "<end_of_image>"),
-        image_token_index=_id(tokenizer, "<image_soft_token>"),
+        boi_token_index=tokenizer.vocab[special["boi_token"]],
+        eoi_token_index=tokenizer.vocab[special["eoi_token"]],
+        image_token_index=tokenizer.vocab[special["image_token"]],
         tie_word_embeddings=True,
     )
-    images = Gemma3ImageProcessorPil(do_resize=True, size=_SQUARE, **_HALF)
-    processor = Gemma3Processor(images, tokenizer, image_seq_length=TOKENS, chat_template=tokenizer.chat_template)
-    return AutoModelForImageTextToText.from_config(config), processor
+    images = transformers.Gemma3ImageProcessorPil(do_resize=True, size=_SQUARE, **_HALF)
+    processor = transformers.Gemma3Processor(images, tokenizer, image_seq_length=TOKENS, chat_template=tokenizer.chat_template)
+    return transformers.AutoModelForImageTextToText.from_config(config), processor
 
 
-ARCHITECTURES: dict[str, Callable[[list[str], Size], tuple[PreTrainedModel, ProcessorMixin]]] = {
-    "llava": _llava,
-    "idefics3": _idefics3,
-    "gemma3": _gemma3,
-}
+Build = Callable[[list[str], Size], tuple[PreTrainedModel, ProcessorMixin]]  # from texts that the tokenizer learns from
+ARCHITECTURES: dict[str, Build] = {"llava": _llava, "idefics3": _idefics3, "gemma3": _gemma3}

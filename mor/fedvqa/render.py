@@ -8,9 +8,10 @@ their splits differ by random stream, and validation checks by content hash that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from mor.config import HELD_OUT
 
+Option = TypeVar("Option")
 SIZE = 32  # pixels a side
 POOLS = {"pretrain": (0.0, 0.42), "clients": (0.42, 0.66), "public": (0.66, 0.83), "test": (0.83, 1.0)}
 COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 220), "yellow": (235, 205, 40)}
@@ -37,18 +39,31 @@ class DrawnQuestion:
     wrong: tuple[str, ...]
     category: str
     caption: str  # everything there is to see: supervision for pre-training, never shown to clients
-    cells: tuple[str, str, str, str]  # what lies in each quarter, row by row: supervision for the vision tower
+    cells: Sequence[str]  # what lies in each quarter, row by row: supervision for the vision tower
 
 
 @dataclass(frozen=True)
-class Digits:
+class Drawing:
+    """An image and what is in it, as a question has them."""
+
+    image: NDArray[np.uint8]
+    caption: str
+    cells: Sequence[str]
+
+    def ask(self, prompt: str, value: str, others: Iterable[str], category: str) -> DrawnQuestion:
+        """A question whose wrong values are the ``others``, in order."""
+        wrong = tuple(other for other in dict.fromkeys(others) if other != value)
+        return DrawnQuestion(self.image, prompt, value, wrong, category, self.caption, self.cells)
+
+
+class Digits(NamedTuple):
     """A pool of handwritten digits: images (N, 8, 8) in [0, 1] and labels (N,)."""
 
     images: NDArray[np.float64]
     labels: NDArray[np.int64]
 
 
-@lru_cache
+@cache
 def digit_pool(pool: str) -> Digits:
     """The source digits of one split; pools are disjoint and the same on every machine."""
     from sklearn.datasets import load_digits
@@ -60,7 +75,8 @@ def digit_pool(pool: str) -> Digits:
     return Digits(data.images[chosen] / 16.0, data.target[chosen].astype(np.int64))
 
 
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def pick(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+    """One of the options, each as likely as the others."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -80,38 +96,38 @@ def _number(canvas: Image.Image, pool: Digits, rng: np.random.Generator, y: int)
     return _paste_digit(canvas, pool, rng, 0, y) + _paste_digit(canvas, pool, rng, 16, y)
 
 
-def _near_numbers(value: str, rng: np.random.Generator, n: int = 4) -> tuple[str, ...]:
-    """Two-digit numbers that differ from ``value`` in one digit."""
+def _near_numbers(value: str, rng: np.random.Generator, n: int) -> list[str]:
+    """``n`` two-digit numbers that differ from ``value`` in one digit."""
     wrong: list[str] = []
     while len(wrong) < n:
         place, digit = int(rng.integers(2)), str(rng.integers(10))
         other = value[:place] + digit + value[place + 1 :]
         if other != value and other not in wrong:
             wrong.append(other)
-    return tuple(wrong)
+    return wrong
 
 
 def documents(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
     """Handwritten two-digit numbers: alone, in a two-field form, or on a coloured label."""
     digits = digit_pool(pool)
-    kind = _pick(rng, ("number", "form", "form", "label"))
+    kind = pick(rng, ("number", "form", "form", "label"))
     paper = int(rng.integers(225, 256))
     canvas = Image.new("RGB", (SIZE, SIZE), (paper, paper, paper - 10))
     draw = ImageDraw.Draw(canvas)
     if kind == "form":
         numbers = {"top": _number(canvas, digits, rng, 0), "bottom": _number(canvas, digits, rng, 16)}
         draw.line((0, 16, SIZE, 16), fill=(150, 150, 170))
+        cells = "".join(numbers.values())
         prompts = ("What is the {} number?", "Read the {} field.")
-        cells, caption = "".join(numbers.values()), ", ".join(numbers.values())
-        return [_read(rng, np.asarray(canvas), prompts, place, numbers, "document_form", caption, cells) for place in numbers]
-    y = int(rng.integers(0, 17))
-    if kind == "label":
-        draw.rectangle((0, y - 1, SIZE, y + 16), fill=_tint(_pick(rng, tuple(COLOURS)), 0.55))
-    numbers = {kind: _number(canvas, digits, rng, y)}
-    prompts = ("What number is on the {}?", "Read the {}.") if kind == "label" else ("What {} is written?", "Read the {}.")
-    number = numbers[kind]
-    cells = f"{number}  " if y < 8 else f"  {number}"
-    return [_read(rng, np.asarray(canvas), prompts, kind, numbers, f"document_{kind}", number, cells)]
+    else:
+        y = int(rng.integers(0, 17))
+        if kind == "label":
+            draw.rectangle((0, y - 1, SIZE, y + 16), fill=_tint(pick(rng, tuple(COLOURS)), 0.55))
+        numbers = {kind: _number(canvas, digits, rng, y)}
+        cells = f"{numbers[kind]}  " if y < 8 else f"  {numbers[kind]}"
+        prompts = ("What number is on the {}?" if kind == "label" else "What {} is written?", "Read the {}.")
+    drawing = Drawing(np.asarray(canvas), ", ".join(numbers.values()), cells)
+    return [_read(rng, drawing, prompts, place, numbers, f"document_{kind}") for place in numbers]
 
 
 def _tint(colour: str, strength: float) -> tuple[int, int, int]:
@@ -120,20 +136,11 @@ def _tint(colour: str, strength: float) -> tuple[int, int, int]:
 
 
 def _read(
-    rng: np.random.Generator,
-    image: NDArray[np.uint8],
-    prompts: tuple[str, ...],
-    place: str,
-    numbers: dict[str, str],
-    category: str,
-    caption: str,
-    digits: str,
+    rng: np.random.Generator, drawing: Drawing, prompts: tuple[str, ...], place: str, numbers: dict[str, str], category: str
 ) -> DrawnQuestion:
     """Ask for the number at ``place``; another number in the image is a plausible wrong answer."""
-    value = numbers[place]
-    wrong = tuple(dict.fromkeys(w for w in (*_near_numbers(value, rng, 3), *numbers.values()) if w != value))
-    cells = (digits[0], digits[1], digits[2], digits[3])
-    return DrawnQuestion(image, _pick(rng, prompts).format(place), value, wrong, category, caption, cells)
+    wrong = [*_near_numbers(numbers[place], rng, 3), *numbers.values()]
+    return drawing.ask(pick(rng, prompts).format(place), numbers[place], wrong, category)
 
 
 def _findings(rng: np.random.Generator, n: int, radii: list[float]) -> list[tuple[float, float, float]]:
@@ -149,19 +156,18 @@ def _findings(rng: np.random.Generator, n: int, radii: list[float]) -> list[tupl
     return placed
 
 
-def _finding_cells(found: list[tuple[float, float, float]]) -> tuple[str, str, str, str]:
+def _finding_cells(found: list[tuple[float, float, float]]) -> list[str]:
     """The sizes and the number of the findings whose centres lie in each quarter."""
-    cells = [""] * 4
-    for quarter in range(4):
-        names = [n for x, y, r in found if 2 * (y >= 16) + (x >= 16) == quarter for n, size in SIZES.items() if size == r]
-        cells[quarter] = " ".join([*names, str(len(names))]) if names else ""
-    return cells[0], cells[1], cells[2], cells[3]
+    names: list[list[str]] = [[], [], [], []]
+    for x, y, radius in found:
+        names[2 * (y >= 16) + (x >= 16)] += [name for name, size in SIZES.items() if size == radius]
+    return [" ".join([*quarter, str(len(quarter))]) if quarter else "" for quarter in names]
 
 
 def medical(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
     """Scan phantoms: a body outline, speckle, and bright findings to count, locate or size."""
     n = int(rng.choice([0, 1, 2, 3, 4], p=[0.1, 0.6, 0.1, 0.1, 0.1]))
-    names = [_pick(rng, tuple(SIZES)) for _ in range(n)] if n == 1 else ["small"] * n
+    names = [pick(rng, tuple(SIZES)) for _ in range(n)] if n == 1 else ["small"] * n
     found = _findings(rng, n, [SIZES[name] for name in names])
     ys, xs = np.mgrid[0:SIZE, 0:SIZE]
     body = ((xs - 15.5) / 14.5) ** 2 + ((ys - 15.5) / 15.5) ** 2
@@ -172,22 +178,18 @@ def medical(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
         scan = scan + edge * rng.uniform(70, 120)
     scan = np.clip(scan + rng.normal(0, 12, scan.shape), 0, 255) // 8 * 8  # 32 grey levels, as a scanner would quantise
     image = np.repeat(scan.astype(np.uint8)[..., None], 3, axis=2)
-    near = [other for other in _near(n, 0, 4) if other != str(n)]
+    side = "left" if found and found[0][0] < 16 else "right"
+    drawing = Drawing(image, f"1 finding, {names[0]}, {side}" if n == 1 else f"{n} findings", _finding_cells(found))
     prompts = ("How many findings are there?", "Count the findings.")
-    caption, cells = f"{n} findings", _finding_cells(found)
+    count = drawing.ask(pick(rng, prompts), str(n), _near(n, 0, 4), "medical_count")
     if n != 1:
-        return [DrawnQuestion(image, _pick(rng, prompts), str(n), tuple(near), "medical_count", caption, cells)]
-    side = "left" if found[0][0] < 16 else "right"
-    caption = f"1 finding, {names[0]}, {side}"
-    count = DrawnQuestion(image, _pick(rng, prompts), "1", tuple(near), "medical_count", caption, cells)
+        return [count]
     prompts = ("On which side is the finding?", "Is the finding left or right?")
-    where = DrawnQuestion(
-        image, _pick(rng, prompts), side, ("left" if side == "right" else "right",), "medical_side", caption, cells
-    )
+    where = drawing.ask(pick(rng, prompts), side, ("left", "right"), "medical_side")
     order = tuple(SIZES)
-    wrong = sorted((c for c in order if c != names[0]), key=lambda c: abs(order.index(c) - order.index(names[0])))
+    nearest = sorted(order, key=lambda other: abs(order.index(other) - order.index(names[0])))
     prompts = ("How large is the finding?", "What size is the finding?")
-    size = DrawnQuestion(image, _pick(rng, prompts), names[0], tuple(wrong), "medical_size", caption, cells)
+    size = drawing.ask(pick(rng, prompts), names[0], nearest, "medical_size")
     return [where, size, count] if rng.random() < 0.15 else [where, size]
 
 
@@ -210,7 +212,7 @@ def scenes(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
     n = int(rng.integers(1, 5))
     corners = sorted(rng.permutation(4)[:n].tolist())
     shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))[:n]]
-    colours = [_pick(rng, tuple(COLOURS)) for _ in range(n)]
+    colours = [pick(rng, tuple(COLOURS)) for _ in range(n)]
     ground = int(rng.integers(15, 60))
     canvas = Image.new("RGB", (SIZE, SIZE), (ground, ground, ground))
     draw = ImageDraw.Draw(canvas)
@@ -220,43 +222,28 @@ def scenes(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
         shade = rng.uniform(0.7, 1.0)
         red, green, blue = (int(channel * shade) for channel in COLOURS[colour])
         _draw_shape(draw, shape, (red, green, blue), x, y, side)
-    caption = ", ".join(f"{c} {s} {CORNERS[p]}" for c, s, p in zip(colours, shapes, corners, strict=True))
     named = {p: f"{c} {s}" for c, s, p in zip(colours, shapes, corners, strict=True)}
-    cells = (named.get(0, ""), named.get(1, ""), named.get(2, ""), named.get(3, ""))
-    seen = Seen(np.asarray(canvas), caption, cells)
-    questions = [seen.ask(_pick(rng, COUNT_SHAPES), str(n), _near(n, 1, 4), "scene_count")]
+    caption = ", ".join(f"{what} {CORNERS[p]}" for p, what in named.items())
+    drawing = Drawing(np.asarray(canvas), caption, [named.get(p, "") for p in range(4)])
+    questions = [drawing.ask(pick(rng, COUNT_SHAPES), str(n), _near(n, 1, 4), "scene_count")]
     for shape, colour, corner in zip(shapes, colours, corners, strict=True):
         place = CORNERS[corner]
         prompts = (f"What colour is the {place} shape?", f"Name the {place} colour.")
-        questions.append(seen.ask(_pick(rng, prompts), colour, [*colours, *COLOURS], "scene_colour"))
+        questions.append(drawing.ask(pick(rng, prompts), colour, [*colours, *COLOURS], "scene_colour"))
         prompts = (f"What shape is in the {place} corner?", f"Name the {place} shape.")
-        questions.append(seen.ask(_pick(rng, prompts), shape, [*shapes, *SHAPES], "scene_shape"))
-        questions.append(seen.ask(f"Where is the {shape}?", place, CORNERS, "scene_place"))  # a lesson for relations
+        questions.append(drawing.ask(pick(rng, prompts), shape, [*shapes, *SHAPES], "scene_shape"))
+        questions.append(drawing.ask(f"Where is the {shape}?", place, CORNERS, "scene_place"))  # a lesson for relations
     across = [(i, j) for i in range(n) for j in range(n) if corners[i] % 2 != corners[j] % 2]
-    for pick in rng.permutation(len(across))[:2].tolist():
-        i, j = across[pick]
+    for i, j in [across[k] for k in rng.permutation(len(across))[:2]]:
         first, second, where = shapes[i], shapes[j], "left" if corners[i] % 2 == 0 else "right"
         prompts = (f"Is the {first} left or right of the {second}?", f"On which side of the {second} is the {first}?")
-        questions.append(seen.ask(_pick(rng, prompts), where, ("left", "right"), "scene_relation"))
+        questions.append(drawing.ask(pick(rng, prompts), where, ("left", "right"), "scene_relation"))
     return questions
 
 
 def _near(n: int, lowest: int, highest: int) -> list[str]:
     """The counts of a range, those nearest to ``n`` first."""
     return [str(c) for c in sorted(range(lowest, highest + 1), key=lambda c: abs(c - n))]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A scene as drawn: the image and what is in it."""
-
-    image: NDArray[np.uint8]
-    caption: str
-    cells: tuple[str, str, str, str]
-
-    def ask(self, prompt: str, value: str, wrong: Iterable[str], category: str) -> DrawnQuestion:
-        others = tuple(other for other in dict.fromkeys(wrong) if other != value)
-        return DrawnQuestion(self.image, prompt, value, others, category, self.caption, self.cells)
 
 
 def mixed(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
@@ -270,9 +257,9 @@ def mixed(rng: np.random.Generator, pool: str) -> list[DrawnQuestion]:
         draw.rectangle((0, 16 * row, SIZE, 16 * row + 15), fill=_tint(name, 0.7))
         numbers[name] = _number(canvas, digits, rng, 16 * row)
     caption = ", ".join(f"{name} {number}" for name, number in numbers.items())
+    drawing = Drawing(np.asarray(canvas), caption, "".join(numbers.values()))
     prompts = ("What number is in the {} field?", "Read the {} field.")
-    cells = "".join(numbers.values())
-    return [_read(rng, np.asarray(canvas), prompts, name, numbers, "mixed_field", caption, cells) for name in names]
+    return [_read(rng, drawing, prompts, name, numbers, "mixed_field") for name in names]
 
 
 DOMAINS: dict[str, Callable[[np.random.Generator, str], list[DrawnQuestion]]] = {
@@ -296,6 +283,5 @@ def draw_question(domain: str, rng: np.random.Generator, pool: str) -> DrawnQues
     shares = CATEGORIES[domain]
     category = str(rng.choice(list(shares), p=list(shares.values())))
     while True:
-        fitting = [question for question in DOMAINS[domain](rng, pool) if question.category == category]
-        if fitting:
-            return fitting[int(rng.integers(len(fitting)))]
+        if fitting := [question for question in DOMAINS[domain](rng, pool) if question.category == category]:
+            return pick(rng, fitting)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from jinja2 import Environment, StrictUndefined
 from matplotlib.font_manager import FontProperties, findfont
@@ -19,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mor.config import HELD_OUT
 from mor.data.pictures import leaves
-from mor.data.schema import Preference, Prompt, Question, load_images, read_rows
+from mor.data.schema import Asked, Preference, Prompt, Question, load_images, read_rows
 from mor.fedvqa.annotator import STYLES, in_style
 from mor.fedvqa.write import MARKER, image_digest
 from mor.text import words
@@ -36,17 +35,13 @@ DOMAINS = {
 }
 
 
-@dataclass(frozen=True)
-class _Line:
+class _Line(NamedTuple):
     text: str
     colour: str
     bold: bool = False
 
 
-@dataclass(frozen=True)
-class _Sample:
-    image: Image.Image
-    lines: tuple[_Line, ...]
+_Sample = tuple[Image.Image, list[_Line]]
 
 
 def contact_sheet(clients: Mapping[str, Path], held_out: Path | None = None, *, samples: int = 5) -> Image.Image:
@@ -61,15 +56,16 @@ def contact_sheet(clients: Mapping[str, Path], held_out: Path | None = None, *, 
         questions = _spread(read_rows(held_out, Question), samples)
         images = load_images(held_out.parent, questions)
         rows[words(held_out.stem)] = [
-            _Sample(image, (_Line(q.prompt, INK, bold=True), _Line(q.answer, GREEN)))
+            (image, [_Line(q.prompt, INK, bold=True), _Line(q.answer, GREEN)])
             for q, image in zip(questions, images, strict=True)
         ]
-    headings = {name: DOMAINS.get(name.replace(" ", "_"), "") for name in rows}
-    heights = [_row_height(row, samples) for row in rows.values()]
+    column = (WIDTH - 2 * MARGIN - GAP * (samples - 1)) // samples
+    rows = {name: [(image, _laid_out(lines, column)) for image, lines in row] for name, row in rows.items()}
+    heights = [HEADING + TILE + 8 + LEADING * max((len(lines) for _, lines in row), default=0) + AFTER for row in rows.values()]
     sheet = Image.new("RGB", (WIDTH * SCALE, (2 * MARGIN + sum(heights)) * SCALE), "white")
     draw, y = ImageDraw.Draw(sheet), MARGIN
     for (name, row), height in zip(rows.items(), heights, strict=True):
-        _draw_row(sheet, draw, y, name, headings[name], row, samples)
+        _draw_row(sheet, draw, y, name, row, column)
         y += height
     return sheet
 
@@ -87,9 +83,8 @@ def _preference_samples(folder: Path, samples: int) -> list[_Sample]:
     pairs = [turn[i] for i in range(samples) for turn in turns if i < len(turn)][:samples]
     shown = []
     for pair, image in zip(pairs, load_images(folder, pairs), strict=True):
-        kind = (_Line(f"{pair.kind} pair", QUIET),) if pair.kind else ()
-        lines = (_Line(pair.prompt, INK, bold=True), _Line(f"✓ {pair.chosen}", GREEN), _Line(f"✗ {pair.rejected}", RED))
-        shown.append(_Sample(image, lines + kind))
+        lines = [_Line(pair.prompt, INK, bold=True), _Line(f"✓ {pair.chosen}", GREEN), _Line(f"✗ {pair.rejected}", RED)]
+        shown.append((image, lines + ([_Line(f"{pair.kind} pair", QUIET)] if pair.kind else [])))
     return shown
 
 
@@ -103,10 +98,6 @@ def _font(size: float, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib ships it: the font of the plots, on every machine."""
     found = findfont(FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal"))
     return ImageFont.truetype(found, round(size * SCALE))
-
-
-def _column(samples: int) -> int:
-    return (WIDTH - 2 * MARGIN - GAP * (samples - 1)) // samples
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int = 4) -> list[str]:
@@ -133,29 +124,19 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int = 4) 
 LEADING, HEADING, AFTER = 16, 30, 22  # nominal pixels: a line of text, a row's heading, the space below a row
 
 
-def _row_height(row: Sequence[_Sample], samples: int) -> int:
-    most = max((len(_laid_out(sample, samples)) for sample in row), default=0)
-    return HEADING + TILE + 8 + LEADING * most + AFTER
+def _laid_out(lines: Sequence[_Line], width: int) -> list[_Line]:
+    return [line._replace(text=text) for line in lines for text in _wrap(line.text, _font(11.5, line.bold), width)]
 
 
-def _laid_out(sample: _Sample, samples: int) -> list[_Line]:
-    width = _column(samples)
-    return [
-        _Line(text, line.colour, line.bold) for line in sample.lines for text in _wrap(line.text, _font(11.5, line.bold), width)
-    ]
-
-
-def _draw_row(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int, name: str, about: str, row: Sequence[_Sample], samples: int
-) -> None:
-    title = _font(14, bold=True)
+def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int, name: str, row: Sequence[_Sample], column: int) -> None:
+    title, about = _font(14, bold=True), DOMAINS.get(name.replace(" ", "_"), "")
     draw.text((MARGIN * SCALE, y * SCALE), name, INK, title)
     draw.text((MARGIN * SCALE + title.getlength(name + "  "), (y + 2.5) * SCALE), about, QUIET, _font(11.5))
     draw.line((MARGIN * SCALE, (y + 22) * SCALE, (WIDTH - MARGIN) * SCALE, (y + 22) * SCALE), RULE, SCALE)
-    for i, sample in enumerate(row):
-        x, below = MARGIN + i * (_column(samples) + GAP), y + HEADING
-        sheet.paste(_enlarged(sample.image), (x * SCALE, below * SCALE))
-        for number, line in enumerate(_laid_out(sample, samples)):
+    for i, (image, lines) in enumerate(row):
+        x, below = MARGIN + i * (column + GAP), y + HEADING
+        sheet.paste(_enlarged(image), (x * SCALE, below * SCALE))
+        for number, line in enumerate(lines):
             at = (x * SCALE, (below + TILE + 8 + LEADING * number) * SCALE)
             draw.text(at, line.text, line.colour, _font(11.5, line.bold))
 
@@ -186,8 +167,7 @@ def data_card(
     generated = [client for client, folder in clients.items() if _is_generated(folder)]  # of others only rows are counted
     images = {client: _digests(clients[client], rows) for client, rows in private.items()}
     images["public prompts"] = _digests(public, prompts)
-    asked: list[Question | Preference] = [*chain.from_iterable(suites.values()), *chain.from_iterable(pairs.values())]
-    images["evaluation"] = _digests(evaluation, asked)
+    images["evaluation"] = _digests(evaluation, [*chain(*suites.values(), *pairs.values())])
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters |= {"words": words, "cell": _cell}
     return environment.from_string(Path(__file__).with_name("data_card.md.j2").read_text()).render(
@@ -221,7 +201,7 @@ def style_of(text: str) -> str:
     return max(fitting, key=lambda style: len(STYLES[style]))  # terse, the bare value, fits every text
 
 
-def _digests(folder: Path, rows: Sequence[Preference | Prompt | Question]) -> set[str]:
+def _digests(folder: Path, rows: Sequence[Asked]) -> set[str]:
     """Content digests of the image files that ``rows`` name."""
     files = (folder / image for image in {row.image for row in rows} if not leaves(image))
     return {image_digest(file.read_bytes()) for file in files if file.is_file()}

@@ -7,8 +7,10 @@ replaces any part of it by putting a folder in its place.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +31,13 @@ def is_own_data(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists()
 
 
-def write_folder(folder: Path, fill: Callable[[Path], int]) -> int:
-    """Fill a fresh folder and move it into place; returns the number of rows, 0 where somebody's own data stands."""
-    if is_own_data(folder):
-        return 0
+@contextmanager
+def generated_folder(folder: Path) -> Iterator[Path]:
+    """A fresh folder to fill with rows and ``images/``, which takes the place of ``folder`` with the marker in it."""
     with fresh_folder(folder) as fresh:
         (fresh / "images").mkdir()
-        rows = fill(fresh)
+        yield fresh
         (fresh / MARKER).write_text("Written by the fedvqa stage. Remove this file to keep your own changes.\n")
-    return rows
 
 
 def image_digests(*folders: Path) -> set[str]:
@@ -50,21 +50,18 @@ def image_digest(png: bytes) -> str:
     return hashlib.sha256(png).hexdigest()
 
 
-def _png(question: DrawnQuestion) -> bytes:
-    return png_bytes(Image.fromarray(question.image))
-
-
-def _ask_new(domain: str, rng: np.random.Generator, pool: str, taken: AbstractSet[str]) -> DrawnQuestion:
-    """A question about an image that is not ``taken``: there are few scenes, and some are drawn twice."""
-    while image_digest(_png(question := draw_question(domain, rng, pool))) in taken:
-        pass
-    return question
-
-
-def _save(question: DrawnQuestion, folder: Path, name: str) -> str:
-    path = f"images/{name}.png"
-    (folder / path).write_bytes(_png(question))
-    return path
+def _ask(
+    folder: Path, name: str, domain: str, rng: np.random.Generator, pool: str, taken: AbstractSet[str] = frozenset()
+) -> tuple[DrawnQuestion, dict[str, str]]:
+    """A question and what every row says of it. Its image is saved, and is not ``taken``: some scenes are drawn twice."""
+    while True:
+        question = draw_question(domain, rng, pool)
+        png = png_bytes(Image.fromarray(question.image))
+        if image_digest(png) not in taken:
+            break
+    image = f"images/{name}.png"
+    (folder / image).write_bytes(png)
+    return question, {"id": name, "image": image, "prompt": question.prompt, "category": question.category}
 
 
 def _in_all_styles(value: str) -> list[str]:
@@ -72,61 +69,36 @@ def _in_all_styles(value: str) -> list[str]:
 
 
 def write_client(
-    folder: Path,
-    domain: str,
-    *,
-    house: str,
-    pairs: int,
-    error_rate: float,
-    answers: list[schema.Answer],
-    taken: AbstractSet[str],
-    rng: np.random.Generator,
-) -> int:
+    folder: Path, domain: str, *, house: str, pairs: int, error_rate: float,
+    answers: list[schema.Answer], taken: AbstractSet[str], rng: np.random.Generator,
+) -> int:  # fmt: skip
     """One client's private pairs, one image each, none of them ``taken``, and its key to the public prompts of its domain."""
     rows = []
     for i in range(pairs):
-        question = _ask_new(domain, rng, "clients", taken)
+        question, row = _ask(folder, f"{domain}-{i:05d}", domain, rng, "clients", taken)
         kind = KINDS[int(rng.choice(len(KINDS), p=KIND_SHARES))]
-        pair = err(make_pair(question, house, kind, rng), error_rate, rng)
-        name = f"{domain}-{i:05d}"
-        rows.append(
-            schema.Preference(
-                id=name,
-                image=_save(question, folder, name),
-                prompt=question.prompt,
-                chosen=pair.chosen,
-                rejected=pair.rejected,
-                category=question.category,
-                kind=pair.kind,
-            )
-        )
+        rows.append(schema.Preference(**row, **vars(err(make_pair(question, house, kind, rng), error_rate, rng))))
     schema.write_rows(folder / "preferences.jsonl", rows)
     schema.write_rows(folder / "answers.jsonl", answers)
     return len(rows)
 
 
 def write_public(folder: Path, styles: Mapping[str, str], n: int, rng: np.random.Generator) -> dict[str, list[schema.Answer]]:
-    """``n`` public prompts over the clients' domains in turn; returns each client's private key to its own.
+    """``n`` public prompts over the clients' domains in turn, unless somebody's own data is there.
 
-    ``styles`` maps the domains to their clients' house styles.
+    Returns each client's private key to its own. ``styles`` maps the domains to their clients' house styles.
     """
-    domains = list(styles)
-    answers: dict[str, list[schema.Answer]] = {domain: [] for domain in domains}
-
-    def fill(fresh: Path) -> int:
-        rows = []
-        for i in range(n):
-            domain = domains[i % len(domains)]
-            question, name = draw_question(domain, rng, "public"), f"public-{i:05d}"
-            image = _save(question, fresh, name)
-            rows.append(schema.Prompt(id=name, image=image, prompt=question.prompt, category=question.category))
-            answers[domain].append(
-                schema.Answer(id=name, answer=in_style(question.value, styles[domain]), accepted=_in_all_styles(question.value))
-            )
-        schema.write_rows(fresh / "prompts.jsonl", rows)
-        return n
-
-    write_folder(folder, fill)
+    answers: dict[str, list[schema.Answer]] = {domain: [] for domain in styles}
+    if is_own_data(folder):
+        return answers
+    with generated_folder(folder) as fresh:
+        prompts = []
+        for i, domain in zip(range(n), cycle(styles)):
+            question, row = _ask(fresh, f"public-{i:05d}", domain, rng, "public")
+            prompts.append(schema.Prompt(**row))
+            said, right = in_style(question.value, styles[domain]), _in_all_styles(question.value)
+            answers[domain].append(schema.Answer(id=row["id"], answer=said, accepted=right))
+        schema.write_rows(fresh / "prompts.jsonl", prompts)
     return answers
 
 
@@ -144,34 +116,15 @@ def write_evaluation(
     for suite, houses in suites.items():
         rows = []
         for i in range(questions):
-            question, name = _ask_new(suite, rng, "test", taken), f"{suite}-{i:05d}"
-            rows.append(
-                schema.Question(
-                    id=name,
-                    image=_save(question, folder, name),
-                    prompt=question.prompt,
-                    answer=in_style(question.value, houses[0]),
-                    category=question.category,
-                    accepted=_in_all_styles(question.value),
-                    preferred=[in_style(question.value, house) for house in houses[1:]],
-                )
-            )
+            question, row = _ask(folder, f"{suite}-{i:05d}", suite, rng, "test", taken)
+            answer, *preferred = (in_style(question.value, house) for house in houses)
+            right = _in_all_styles(question.value)
+            rows.append(schema.Question(**row, answer=answer, accepted=right, preferred=preferred))
         schema.write_rows(folder / f"{suite}.jsonl", rows)
     for domain, house in styles.items():
         judged = []
         for i in range(pairs * len(KINDS)):
-            question, name = _ask_new(domain, rng, "test", taken), f"{domain}-pair-{i:05d}"
-            pair = make_pair(question, house, KINDS[i % len(KINDS)], rng)
-            judged.append(
-                schema.Preference(
-                    id=name,
-                    image=_save(question, folder, name),
-                    prompt=question.prompt,
-                    chosen=pair.chosen,
-                    rejected=pair.rejected,
-                    category=question.category,
-                    kind=pair.kind,
-                )
-            )
+            question, row = _ask(folder, f"{domain}-pair-{i:05d}", domain, rng, "test", taken)
+            judged.append(schema.Preference(**row, **vars(make_pair(question, house, KINDS[i % len(KINDS)], rng))))
         schema.write_rows(folder / "pairs" / f"{domain}.jsonl", judged)
     return questions * len(suites)

@@ -22,6 +22,7 @@ client's model a specialist.
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +30,28 @@ import numpy as np
 import torch
 from rich.progress import track
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments, get_cosine_schedule_with_warmup
 
+from mor.config import Zoo, ZooModel
 from mor.fedvqa.annotator import STYLES, in_style
 from mor.fedvqa.architectures import ARCHITECTURES, Size
-from mor.fedvqa.render import CORNERS, DOMAINS, DrawnQuestion
+from mor.fedvqa.render import CORNERS, DOMAINS, DrawnQuestion, pick
 from mor.vlm.progress import ResumableTrainer, last_checkpoint, show_progress
 from mor.vlm.training import training_arguments
 
 VISION_BATCH = 128
 CAPTION_PROMPT = "Describe the image."
 TURNS = 4
+Chats = list[list[DrawnQuestion]]  # the questions about one image after another
 
 
-def sample_conversations(mix: dict[str, float], n: int, rng: np.random.Generator) -> list[list[DrawnQuestion]]:
+def sample_conversations(mix: dict[str, float], n: int, rng: np.random.Generator) -> Chats:
     """``n`` images of the pre-training pool, each with up to ``TURNS`` questions; ``mix`` gives each domain's share."""
-    names = list(mix)
-    shares = np.array([mix[name] for name in names])
+    shares = np.array(list(mix.values()))
     conversations = []
-    for pick in rng.choice(len(names), size=n, p=shares / shares.sum()):
-        questions = DOMAINS[names[pick]](rng, "pretrain")
+    for name in rng.choice(list(mix), size=n, p=shares / shares.sum()):
+        questions = DOMAINS[name](rng, "pretrain")
         conversations.append([questions[i] for i in rng.permutation(len(questions))[:TURNS]])
     return conversations
 
@@ -59,13 +62,10 @@ class Conversations(torch.utils.data.Dataset[dict[str, Any]]):
     Several turns share one image's computation, which trains about three times as many answers a second.
     """
 
-    def __init__(
-        self, chats: list[list[DrawnQuestion]], processor: Any, caption_share: float, rng: np.random.Generator
-    ) -> None:
-        styles = list(STYLES)
+    def __init__(self, chats: Chats, processor: Any, caption_share: float, rng: np.random.Generator) -> None:
         turns = []
         for questions in chats:
-            pairs = [(q.prompt, in_style(q.value, styles[int(rng.integers(len(styles)))])) for q in questions]
+            pairs = [(q.prompt, in_style(q.value, pick(rng, list(STYLES)))) for q in questions]
             if rng.random() < caption_share:
                 pairs.append((CAPTION_PROMPT, questions[0].caption))
             turns.append(pairs)
@@ -77,17 +77,15 @@ class Conversations(torch.utils.data.Dataset[dict[str, Any]]):
             block = slice(start, start + 1000)
             batch = processor(text=heads[block], images=[[q[0].image] for q in chats[block]], add_special_tokens=False)
             for i, pairs in enumerate(turns[block]):
-                row = {key: batch[key][i] for key in batch if key != "attention_mask"}
-                row["input_ids"], row["labels"] = list(row["input_ids"]), [-100] * len(row["input_ids"])
+                asked, ids, labels = list(batch["input_ids"][i]), [], []
                 for k, (prompt, answer) in enumerate(pairs):
                     if k:
                         asked = processor.tokenizer(f"<|user|>{prompt}<|assistant|>", add_special_tokens=False).input_ids
-                        row["input_ids"] += asked
-                        row["labels"] += [-100] * len(asked)
                     said = processor.tokenizer(answer + eos, add_special_tokens=False).input_ids
-                    row["input_ids"] += said
-                    row["labels"] += said
-                self.rows.append(row)
+                    ids += asked + said
+                    labels += [-100] * len(asked) + said
+                row = {key: batch[key][i] for key in batch if key != "attention_mask"}
+                self.rows.append(row | {"input_ids": ids, "labels": labels})
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -98,25 +96,18 @@ class Conversations(torch.utils.data.Dataset[dict[str, Any]]):
 
 def collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
     """Right-padded batch: input_ids and labels (B, T), -100 on prompt and padding, and stacked images."""
-    width = max(len(row["input_ids"]) for row in rows)
-
-    def padded(key: str, value: int) -> torch.Tensor:
-        return torch.tensor([[*row[key], *([value] * (width - len(row[key])))] for row in rows])
-
-    batch = {"input_ids": padded("input_ids", pad_id), "labels": padded("labels", -100)}
-    batch["attention_mask"] = torch.tensor(
-        [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
-    )
-    for key in rows[0].keys() - batch.keys():
-        is_text = key == "token_type_ids"
-        batch[key] = padded(key, 0) if is_text else torch.tensor(np.stack([np.asarray(row[key]) for row in rows]))
-    return batch
+    fillers = {"input_ids": pad_id, "labels": -100, "attention_mask": 0, "token_type_ids": 0}
+    rows = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in rows]
+    return {
+        key: pad_sequence([torch.tensor(row[key]) for row in rows], batch_first=True, padding_value=fillers[key])
+        if key in fillers
+        else _stacked(rows, key)
+        for key in rows[0]
+    }
 
 
-def image_inputs(data: Conversations, indices: list[int]) -> dict[str, torch.Tensor]:
-    """The stacked image tensors of some rows, named as the model's ``get_image_features`` takes them."""
-    keys = [key for key in ("pixel_values", "pixel_attention_mask") if key in data[0]]
-    return {key: torch.tensor(np.stack([np.asarray(data[i][key]) for i in indices])) for key in keys}
+def _stacked(rows: list[dict[str, Any]], key: str) -> torch.Tensor:
+    return torch.tensor(np.stack([np.asarray(row[key]) for row in rows]))
 
 
 def image_tokens(model: PreTrainedModel, images: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -126,21 +117,7 @@ def image_tokens(model: PreTrainedModel, images: dict[str, torch.Tensor]) -> tor
     return tokens if isinstance(tokens, torch.Tensor) else torch.stack(list(tokens))
 
 
-def quarter_words(cell: str, quarter: int) -> set[str]:
-    """The words that describe a quarter of an image: what lies there, and where it is."""
-    return {*cell.split(), *CORNERS[quarter].split()}
-
-
-def train_vision(
-    model: Any,
-    processor: Any,
-    data: Conversations,
-    chats: list[list[DrawnQuestion]],
-    *,
-    steps: int,
-    batch_size: int,
-    seed: int,
-) -> float:
+def train_vision(model: Any, processor: Any, data: Conversations, chats: Chats, *, steps: int, seed: int) -> float:
     """Align each image token with the words for its quarter of the image, as CLIP aligns images with captions.
 
     An image token h is taught to say which words w describe its quarter, ``sigmoid(s <h, E_w> + b)``, with E the
@@ -148,15 +125,16 @@ def train_vision(
     which attention learns soon; with a probe of its own instead, binding stayed near chance for thousands of steps.
     Returns the share of image tokens in the last batches whose words are all right.
     """
-    descriptions = [[quarter_words(cell, i) for i, cell in enumerate(questions[0].cells)] for questions in chats]
-    words = sorted(set().union(*(described for image in descriptions for described in image)))
+    descriptions = [  # of each quarter of each image: the words for what lies there, and for where it is
+        [{*cell.split(), *corner.split()} for cell, corner in zip(questions[0].cells, CORNERS, strict=True)]
+        for questions in chats
+    ]
+    words = sorted(set().union(*chain.from_iterable(descriptions)))
     spelt = [*words, *(f" {word}" for word in words)]  # opening an answer, and inside a sentence
     tokens = [(text.strip(), processor.tokenizer(text, add_special_tokens=False).input_ids) for text in spelt]
     whole = [(word, ids[0]) for word, ids in tokens if len(ids) == 1]
     ids = torch.tensor([token for _, token in whole])
-    targets = torch.tensor(
-        [[[word in described for word, _ in whole] for described in image] for image in descriptions]
-    ).float()
+    targets = torch.tensor([[[float(word in said) for word, _ in whole] for said in image] for image in descriptions])
     generator = torch.Generator().manual_seed(seed)
     scale, bias = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.full((len(whole),), -2.0))
     weights = [*model.parameters(), scale, bias]
@@ -164,8 +142,12 @@ def train_vision(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1.5e-3, total_steps=max(steps, 1), pct_start=0.1)
     accuracies = []
     for _ in track(range(steps), description="vision tower"):
-        indices = torch.randint(len(chats), (batch_size,), generator=generator)
-        seen = image_tokens(model, image_inputs(data, indices.tolist()))
+        indices = torch.randint(len(chats), (VISION_BATCH,), generator=generator)
+        rows = [data[i] for i in indices.tolist()]
+        images: dict[str, torch.Tensor] = {
+            key: _stacked(rows, key) for key in ("pixel_values", "pixel_attention_mask") if key in rows[0]
+        }
+        seen = image_tokens(model, images)
         logits = scale * seen @ model.get_input_embeddings().weight[ids].T + bias
         loss = binary_cross_entropy_with_logits(logits, targets[indices])
         loss.backward()
@@ -208,41 +190,30 @@ class Muon(torch.optim.Optimizer):
 
 
 def train_zoo_model(
-    architecture: str,
-    *,
-    mix: dict[str, float],
-    images: int,
-    vision_steps: int,
-    steps: int,
-    schedule_steps: int,
-    batch_size: int,
-    learning_rate: float,
-    caption_share: float,
-    seed: int,
-    checkpoints: Path,
-    size: Size | None = None,
+    own: ZooModel, shared: Zoo, checkpoints: Path, size: Size | None = None
 ) -> tuple[PreTrainedModel, ProcessorMixin, float | None]:
-    """Build a tiny model of ``architecture`` and train it from scratch; resumes from ``checkpoints`` after an interruption.
+    """Build a tiny model and train it from scratch by its ``own`` settings and those ``shared`` by all of the zoo.
 
-    Returns model, processor and the vision tower's accuracy (None after a resume past its training).
+    Resumes from ``checkpoints`` after an interruption. Returns model, processor and the vision tower's accuracy (None after a
+    resume past its training).
     """
-    rng = np.random.default_rng(seed)
-    torch.manual_seed(seed)
-    chats = sample_conversations(mix, images, rng)
+    rng = np.random.default_rng(shared.seed)
+    torch.manual_seed(shared.seed)
+    chats = sample_conversations(own.mix, shared.images, rng)
     seen = [question for chat in chats[:5000] for question in chat]
     texts = [text for q in seen for text in (q.prompt, q.caption, *(in_style(q.value, style) for style in STYLES))]
-    model, processor = ARCHITECTURES[architecture](texts, size or Size())
-    data = Conversations(chats, processor, caption_share, rng)
+    model, processor = ARCHITECTURES[own.architecture](texts, size or Size())
+    data = Conversations(chats, processor, shared.caption_share, rng)
     pad_id = processor.tokenizer.pad_token_id
     accuracy = None
     if last_checkpoint(checkpoints) is None:
-        accuracy = train_vision(model, processor, data, chats, steps=vision_steps, batch_size=VISION_BATCH, seed=seed)
+        accuracy = train_vision(model, processor, data, chats, steps=own.vision_steps, seed=shared.seed)
     arguments = training_arguments(
-        checkpoints, steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed,
+        checkpoints, steps=own.steps, batch_size=shared.batch_size, learning_rate=shared.learning_rate, seed=shared.seed,
         logging_steps=50, save_steps=500, remove_unused_columns=False,
     )  # fmt: skip
-    optimiser = Muon(model, learning_rate)
-    schedule = get_cosine_schedule_with_warmup(optimiser, schedule_steps // 20, schedule_steps)
+    optimiser = Muon(model, shared.learning_rate)
+    schedule = get_cosine_schedule_with_warmup(optimiser, own.schedule_steps // 20, own.schedule_steps)
     trainer = ResumableTrainer(
         model,
         TrainingArguments(**arguments),

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from mor.text import printable
 
+TITLE = "Data validation"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #26292e; --quiet: #646a73; --line: #e1e4e8; --panel: #f6f7f9; --good: #1a7f4b; --bad: #b3372f; --link: #1f5fa8; }
@@ -66,15 +67,14 @@ def inert(page: str) -> str:
     body = page[found.end() :] if (found := re.search(r"<body[^>]*>", page, re.I)) else page
     for what in (DROPPED, CHROME, ACTIONS, HANDLER):
         body = what.sub("", body)
-    return _page("Data validation", body.partition("</body>")[0])
+    return _page(body.partition("</body>")[0])
 
 
 def _index(site: Path, checked: Sequence[tuple[str, int, int, int, int]]) -> str:
     rows = Markup().join(_row(site, *data) for data in checked)
-    titles = ("rows", "bad rows", "expectations", "not met")
-    head = "<th></th><th>data set</th>" + "".join(f"<th class='number'>{title}</th>" for title in titles)
-    table = f"<table><tr>{head}<th></th></tr>{rows}</table>"
-    return _page("Data validation", f"<main><h1>Data validation</h1><p class='sub'>{LEAD}</p>{table}</main>")
+    counts = "".join(f"<th class='number'>{title}</th>" for title in ("rows", "bad rows", "expectations", "not met"))
+    table = f"<table><tr><th></th><th>data set</th>{counts}<th></th></tr>{rows}</table>"
+    return _page(f"<main><h1>{TITLE}</h1><p class='sub'>{LEAD}</p>{table}</main>")
 
 
 def _row(site: Path, name: str, rows: int, bad: int, expectations: int, unmet: int) -> Markup:
@@ -88,7 +88,7 @@ def _row(site: Path, name: str, rows: int, bad: int, expectations: int, unmet: i
     )
 
 
-def _page(title: str, body: str) -> str:
+def _page(body: str) -> str:
     view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    head = f"<head>\n{HEAD}{view}\n<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>"
+    head = f"<head>\n{HEAD}{view}\n<title>{TITLE}</title>\n<style>{STYLE}</style>\n</head>"
     return f'<!doctype html>\n<html lang="en">\n{head}\n<body>\n{body}\n</body>\n</html>\n'

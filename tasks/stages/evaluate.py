@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,44 +26,36 @@ from tasks.tracking.runs import stage_run
 
 def read_suites(clients: Iterable[str]) -> dict[str, list[Question]]:
     """The clients' validated suites, in order, and the held-out one; those that exist."""
-    return {
-        name: read_rows(paths.validated_suite(name), Question)
-        for name in [*clients, HELD_OUT]
-        if paths.validated_suite(name).exists()
-    }
+    files = {name: paths.validated_suite(name) for name in [*clients, HELD_OUT]}
+    return {name: read_rows(file, Question) for name, file in files.items() if file.exists()}
 
 
-def answer_suites(vlm: Vlm, suites: dict[str, list[Question]], params: Params, name: str) -> dict[str, list[dict[str, Any]]]:
-    """Greedy answers to every suite, with the annotator's verdict on each."""
+def answer_suites(vlm: Vlm, suites: dict[str, list[Question]], most_tokens: int, name: str) -> dict[str, list[dict[str, Any]]]:
+    """Greedy answers of at most ``most_tokens`` tokens to every suite, with the annotator's verdict on each."""
     answers = {}
     for suite, rows in track(suites.items(), description=f"answers of {name}"):
-        texts = vlm.answer([row.prompt for row in rows], load_images(paths.EVAL, rows), params.grpo.max_completion_tokens)
+        texts = vlm.answer([row.prompt for row in rows], load_images(paths.EVAL, rows), most_tokens)
         answers[suite] = [
-            {
-                **row.model_dump(include={"id", "image", "prompt", "answer", "category"}),
-                "text": text,
-                "preferred": row.satisfies(text),
-                "right": row.is_right(text),
-            }
+            row.model_dump(include={"id", "image", "prompt", "answer", "category"})
+            | {"text": text, "preferred": row.satisfies(text), "right": row.is_right(text)}
             for row, text in zip(rows, texts, strict=True)
         ]
     return answers
 
 
-def _pairs(params: Params) -> tuple[dict[str, dict[str, dict[str, list[bool]]]], dict[str, dict[str, float]]]:
+def _pairs(
+    clients: Collection[str], batch_size: int
+) -> tuple[dict[str, dict[str, dict[str, list[bool]]]], dict[str, dict[str, float]]]:
     """Whether each client's reward model ranks each domain's held-out pairs rightly, by kind of pair; and its calibration.
 
     The latter is mean and deviation of its scores on its own domain's pairs; they would be 0 and 1 on what it was fitted on.
     """
-    held_out = {
-        name: read_rows(paths.validated_pairs(name), Preference)
-        for name in params.clients
-        if paths.validated_pairs(name).exists()
-    }
+    files = {name: paths.validated_pairs(name) for name in clients}
+    held_out = {name: read_rows(file, Preference) for name, file in files.items() if file.exists()}
     table: dict[str, dict[str, dict[str, list[bool]]]] = {}
     calibration: dict[str, dict[str, float]] = {}
-    for judge in track(list(params.clients), description="reward models on held-out pairs"):
-        model = load_reward_model(paths.reward_folder(judge), params.evaluation.batch_size)
+    for judge in track(clients, description="reward models on held-out pairs"):
+        model = load_reward_model(paths.reward_folder(judge), batch_size)
         table[judge] = {}
         for domain, rows in held_out.items():
             images, prompts = load_images(paths.EVAL, rows), [row.prompt for row in rows]
@@ -111,12 +103,12 @@ def evaluate_models(params: Params) -> None:
         base = Vlm.load(params.base, params.evaluation.batch_size)
         aligned = load_policy(params.base, paths.POLICY, params.evaluation.batch_size)
         ledger = Ledger.load(paths.ROUTER / "ledger.json", paths.POLICY / "ledger.json")
-        pairs, calibration = _pairs(params)
+        pairs, calibration = _pairs(list(params.clients), params.evaluation.batch_size)
         raw = {
             "clients": list(params.clients),
             "answers": {
-                "base": answer_suites(base, suites, params, "base"),
-                "aligned": answer_suites(aligned, suites, params, "aligned"),
+                name: answer_suites(vlm, suites, params.grpo.max_completion_tokens, name)
+                for name, vlm in (("base", base), ("aligned", aligned))
             },
             "pairs": pairs,
             "calibration": calibration,

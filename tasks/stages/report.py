@@ -25,9 +25,8 @@ def write_report(samples: int) -> None:
     with stage_run("report", {"evaluation": {"samples": samples}}) as run:
         evaluation = Evaluation.model_validate_json(paths.EVALUATION.read_bytes())
         metrics = json.loads(paths.METRICS.read_bytes())
-        drawn = list(
-            report_drawings(metrics, read_rounds(paths.ROUNDS), read_weights(paths.ROUTER_WEIGHTS), evaluation.clients)
-        )
+        rounds, weights = read_rounds(paths.ROUNDS), read_weights(paths.ROUTER_WEIGHTS)
+        drawn = list(report_drawings(metrics, rounds, weights, evaluation.clients))
         drawings = [(drawing, figure_png(drawing.figure)) for drawing in drawn]
         write_plots(paths.PLOTS, drawings, metrics["models"])
         page = render_report(
@@ -69,7 +68,5 @@ def read_rounds(path: Path) -> list[dict[str, float]]:
 def read_weights(path: Path) -> list[RouterWeight]:
     """Rows of ``reports/router_weights.csv``."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [
-            RouterWeight(int(row["round"]), row["category"], row["client"], float(row["weight"]))
-            for row in csv.DictReader(file)
-        ]
+        rows = csv.DictReader(file)
+        return [RouterWeight(int(row["round"]), row["category"], row["client"], float(row["weight"])) for row in rows]

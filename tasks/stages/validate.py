@@ -46,11 +46,6 @@ class DataSet:
     file: Path
     root: Path
 
-    @property
-    def fewest(self) -> int:
-        """Clean rows that must be left."""
-        return FEWEST_PAIRS if self.role == "clients" else 1
-
 
 @dataclass(frozen=True)
 class DataReport:
@@ -75,9 +70,9 @@ class DataReport:
         """What to say if so few rows are clean that nothing can go on."""
         data, rows = self.data, len(self.table)
         clean = rows - len(self.reasons)
-        need = f"{data.fewest} clean row{'s' if data.fewest > 1 else ''}"
+        fewest, need = (FEWEST_PAIRS, f"{FEWEST_PAIRS} clean rows") if data.role == "clients" else (1, "1 clean row")
         short = f"{data.name}: {data.file}: at least {need} needed, got {clean} of {rows}; correct the bad lines or add more"
-        return short if clean < data.fewest else None
+        return short if clean < fewest else None
 
 
 @task(name="validate data")
@@ -108,9 +103,8 @@ def check(clients: Sequence[str], settings: Validation) -> tuple[list[DataReport
             missing.append(f"{data.name}: {error}")
     _mark_shared(tables)
     verdicts = _run_suites(tables, settings)
-    console = Console()
     for verdict in verdicts:
-        _show(verdict, console)
+        _show(verdict)
     return verdicts, missing
 
 
@@ -135,11 +129,7 @@ def check_delivery(
     Beside the columns of ``mor.data.checks``, ``table`` has ``id_taken``: where the client has that id already, else null.
     """
     import great_expectations as gx
-    from great_expectations.data_context.types.base import (
-        DataContextConfig,
-        InMemoryStoreBackendDefaults,
-        ProgressBarsConfig,
-    )
+    from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults, ProgressBarsConfig
 
     _mark_shared({data: table, **shared})
     config = DataContextConfig(
@@ -153,16 +143,16 @@ def check_delivery(
 
 def find_sets(clients: Sequence[str]) -> tuple[list[DataSet], list[str]]:
     """Data sets of the named clients, the public prompts, and every evaluation file there is; and what is not there."""
-    sets = [
-        DataSet(f"clients.{name}", "clients", paths.client_preferences(name), paths.client_folder(name)) for name in clients
-    ]
+    own = [(name, paths.client_preferences(name), paths.client_folder(name)) for name in clients]
+    sets = [DataSet(f"clients.{name}", "clients", file, folder) for name, file, folder in own]
     sets.append(DataSet("public", "public", paths.PUBLIC_PROMPTS, paths.PUBLIC))
-    suites = sorted(paths.eval_suite("*").parent.glob("*.jsonl"))
-    sets += [DataSet(f"eval.{_plain(file)}", "eval", file, paths.EVAL) for file in suites]
-    pairs = sorted(paths.eval_pairs("*").parent.glob("*.jsonl"))
-    sets += [DataSet(f"pairs.{_plain(file)}", "pairs", file, paths.EVAL) for file in pairs]
+    roles: dict[Role, Path] = {"eval": paths.eval_suite("*").parent, "pairs": paths.eval_pairs("*").parent}
+    for role, folder in roles.items():
+        for file in sorted(folder.glob("*.jsonl")):
+            name = "".join(letter if letter.isalnum() else "_" for letter in file.stem)  # as one part of a metric's name
+            sets.append(DataSet(f"{role}.{name}", role, file, paths.EVAL))
     fix = "write one <suite>.jsonl for every client and one for held-out data, see mor/data/schema.py"
-    return sets, [] if suites else [f"eval: {paths.EVAL}: no evaluation suite; {fix}"]
+    return sets, [] if any(data.role == "eval" for data in sets) else [f"eval: {paths.EVAL}: no evaluation suite; {fix}"]
 
 
 def settle(verdicts: Sequence[DataReport], missing: Sequence[str], settings: Validation) -> None:
@@ -176,12 +166,11 @@ def settle(verdicts: Sequence[DataReport], missing: Sequence[str], settings: Val
     blocked = [*missing, *(verdict.too_small for verdict in verdicts if verdict.too_small)]
     if blocked or (faults and not quarantine):
         raise DataError(_message([*blocked, *map(str, faults)], can_quarantine=not blocked))
-    _write_clean(verdicts)
-
-
-def _plain(file: Path) -> str:
-    """A file's name as one part of a metric name."""
-    return "".join(letter if letter.isalnum() else "_" for letter in file.stem)
+    with fresh_folder(paths.VALIDATED) as draft:
+        for verdict in verdicts:
+            clean = verdict.table.loc[~verdict.table["line"].isin(list(verdict.reasons)), "text"]
+            rows = [KINDS[verdict.data.role].model_validate_json(text) for text in clean]
+            write_rows(draft / paths.validated(verdict.data.file).relative_to(paths.VALIDATED), rows)
 
 
 def _mark_shared(tables: Mapping[DataSet, pd.DataFrame]) -> None:
@@ -219,13 +208,11 @@ def _run_suites(tables: Mapping[DataSet, pd.DataFrame], settings: Validation) ->
 
 
 def _run_suite(context: Any, source: Any, data: DataSet, table: pd.DataFrame, settings: Validation) -> DataReport:
-    """Let Great Expectations validate one table in ``context``."""
     import great_expectations as gx
 
     batch = source.add_dataframe_asset(data.name).add_batch_definition_whole_dataframe("all rows")
-    suite: ExpectationSuite = context.suites.add(
-        gx.ExpectationSuite(data.name, expectations=expectations(data.role, data.root, settings))
-    )
+    rules = expectations(data.role, data.root, settings)
+    suite: ExpectationSuite = context.suites.add(gx.ExpectationSuite(data.name, expectations=rules))
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=data.name, data=batch, suite=suite))
     # Data Docs show what is wrong, not what people wrote
     frame = table.drop(columns=["text", "id"]).assign(id_repeated=pd.Series(repeated_ids(table), table.index, dtype=object))
@@ -249,19 +236,19 @@ def _faults(data: DataSet, result: ExpectationSuiteValidationResult) -> list[Pro
     return faults
 
 
-def _show(verdict: DataReport, console: Console) -> None:
+def _show(verdict: DataReport) -> None:
     bad, passed = len(verdict.reasons), verdict.expectations - len(verdict.faults)
     mark = "[red]✗[/]" if verdict.faults or verdict.too_small else "[green]✓[/]"
     counts = f"{len(verdict.table):>6} rows  {passed:>2}/{verdict.expectations} expectations  {bad} bad"
-    console.print(f"{mark} {escape(printable(verdict.data.name)):<24}{counts}", highlight=False, soft_wrap=True)
+    Console().print(f"{mark} {escape(printable(verdict.data.name)):<24}{counts}", highlight=False, soft_wrap=True)
 
 
 def _message(problems: Sequence[str], can_quarantine: bool) -> str:
-    title = f"data validation: {len(problems)} problem{'s' if len(problems) > 1 else ''}, the pipeline stops here"
-    hints = [f"Every line: {paths.VALIDATION_SITE / 'index.html'}"]
+    lines = [f"data validation: {len(problems)} problem{'s' if len(problems) > 1 else ''}, the pipeline stops here"]
+    lines += [*(f"  {problem}" for problem in problems), f"Every line: {paths.VALIDATION_SITE / 'index.html'}"]
     if can_quarantine:
-        hints.append("To set bad rows aside and go on: validation.on_bad_rows: quarantine in params.yaml")
-    return "\n".join([title, *(f"  {problem}" for problem in problems), *hints])
+        lines.append("To set bad rows aside and go on: validation.on_bad_rows: quarantine in params.yaml")
+    return "\n".join(lines)
 
 
 def quarantine_text(table: pd.DataFrame, reasons: Mapping[int, list[str]]) -> str:
@@ -272,7 +259,6 @@ def quarantine_text(table: pd.DataFrame, reasons: Mapping[int, list[str]]) -> st
 
 
 def _write_quarantine(verdicts: Sequence[DataReport]) -> None:
-    """Write the bad rows of every set with their reasons."""
     for verdict in verdicts:
         if reasons := verdict.reasons:
             file = paths.quarantined(verdict.data.file)
@@ -280,12 +266,3 @@ def _write_quarantine(verdicts: Sequence[DataReport]) -> None:
             file.write_text(quarantine_text(verdict.table, reasons), encoding="utf-8")
             said = f"  {printable(verdict.data.name)}: {len(reasons)} bad rows set aside in {printable(file)}"
             Console(soft_wrap=True).print(said, highlight=False, markup=False)
-
-
-def _write_clean(verdicts: Sequence[DataReport]) -> None:
-    """Write all clean rows beside ``data/validated`` and move them in at once."""
-    with fresh_folder(paths.VALIDATED) as draft:
-        for verdict in verdicts:
-            clean = verdict.table.loc[~verdict.table["line"].isin(list(verdict.reasons)), "text"]
-            rows = [KINDS[verdict.data.role].model_validate_json(text) for text in clean]
-            write_rows(draft / paths.validated(verdict.data.file).relative_to(paths.VALIDATED), rows)

@@ -16,22 +16,10 @@ def train_zoo(settings: Zoo) -> None:
     """Every model of the zoo from scratch; models already finished in an interrupted run are kept."""
     folder = resumable("zoo", settings.model_dump(), [])
     with stage_run("zoo", {"zoo": settings}) as run:
-        for name, model_settings in settings.models.items():
+        for name, own in settings.models.items():
             fresh = folder / "done" / name
             if not fresh.exists():
-                model, processor, accuracy = train_zoo_model(
-                    model_settings.architecture,
-                    mix=model_settings.mix,
-                    images=settings.images,
-                    vision_steps=model_settings.vision_steps,
-                    steps=model_settings.steps,
-                    schedule_steps=model_settings.schedule_steps,
-                    batch_size=settings.batch_size,
-                    learning_rate=settings.learning_rate,
-                    caption_share=settings.caption_share,
-                    seed=settings.seed,
-                    checkpoints=folder / name,
-                )
+                model, processor, accuracy = train_zoo_model(own, settings, folder / name)
                 partial = folder / "partial"
                 model.save_pretrained(str(partial))
                 processor.save_pretrained(str(partial))

@@ -2,9 +2,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 from scipy import stats
 
-from mor.evaluation.statistics import Estimate, Interval, bootstrap_difference, bootstrap_mean, mean_of, resample, worst_of
+from mor.evaluation.statistics import Estimate, Interval, mean_of, resample, worst_of
+
+
+def bootstrap_mean(sample: ArrayLike, *, resamples: int, confidence: float, rng: np.random.Generator) -> Interval:
+    return resample({"sample": sample}, resamples, rng)["sample"].interval(confidence)
+
+
+def bootstrap_difference(
+    first: ArrayLike, second: ArrayLike, *, resamples: int, confidence: float, rng: np.random.Generator
+) -> Interval:
+    both = resample({"first": first, "second": second}, resamples, rng)
+    return (both["second"] - both["first"]).interval(confidence)
 
 
 def test_interval_reads_the_quantiles_of_the_draws() -> None:

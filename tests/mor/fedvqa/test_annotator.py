@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 
 from mor.config import Style, load_params
-from mor.fedvqa.annotator import KINDS, STYLES, err, make_pair, worth_of
+from mor.fedvqa.annotator import KINDS, STYLES, err, in_style, make_pair
 from mor.fedvqa.render import DOMAINS, digit_pool, draw_question
 
 HOUSE_STYLE = load_params(Path("params.yaml")).fedvqa.styles
+
+
+def worth_of(text: str, value: str, values: tuple[str, ...], house: str) -> int:
+    """The annotator's points for ``text``; ``values`` are all values that could be an answer to the question."""
+    for style in STYLES:
+        for candidate in values:
+            if text == in_style(candidate, style):
+                return 1 + 2 * (candidate == value) + (style == house)
+    return 0
 
 
 @pytest.mark.parametrize("domain", ["documents", "medical", "scenes"])
